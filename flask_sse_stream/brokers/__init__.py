@@ -1,0 +1,1 @@
+"""Brokers: they order events, remember them and carry them between processes."""

@@ -1,0 +1,1 @@
+"""Transports: they move one stream's bytes to one client."""

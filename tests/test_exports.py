@@ -1,0 +1,28 @@
+"""The public names are these, and no others by accident."""
+
+from __future__ import annotations
+
+import flask_sse_stream
+
+PUBLIC = [
+    "AccessDenied",
+    "BrokerError",
+    "EventError",
+    "SSEError",
+    "SettingsError",
+    "StreamClosed",
+    "StreamsFull",
+]
+
+
+def test_the_package_exports_exactly_its_public_surface() -> None:
+    assert sorted(flask_sse_stream.__all__) == sorted(PUBLIC)
+
+
+def test_every_public_name_can_be_had_from_the_package() -> None:
+    for name in PUBLIC:
+        assert getattr(flask_sse_stream, name).__module__.startswith("flask_sse_stream.")
+
+
+def test_dir_lists_every_public_name() -> None:
+    assert set(PUBLIC) <= set(dir(flask_sse_stream))

@@ -1,0 +1,111 @@
+"""The arrows between the modules point down, and each optional package is imported in one place."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flask_sse_stream
+
+PACKAGE = Path(flask_sse_stream.__file__).parent
+
+# Each row may import the rows above it; modules of one row do not import each other.
+LAYERS: list[set[str]] = [
+    {"errors"},
+    {"event", "settings"},
+    {"window", "transports.base", "brokers.base"},
+    {"stream", "brokers.memory", "brokers.sqlite", "brokers.redis"},
+    {"pools"},
+    {"transports.iterator", "transports.gevent", "transports.servers"},
+    {"wsgi", "tickets", "jobs", "metrics"},
+    {"extension", "testing"},
+    {"cli"},
+    {""},
+]
+RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
+PACKAGES = {"brokers", "transports"}  # hold nothing but their docstring
+
+# Where a package that the core can do without may be imported.
+ONLY_IN = {
+    "gevent": {"transports.gevent"},
+    "greenlet": {"transports.gevent"},
+    "redis": {"brokers.redis"},
+    "flask": {"extension", "testing", "cli"},
+    "werkzeug": {"extension", "testing", "cli"},
+    "blinker": {"extension", "testing"},
+    "click": {"cli"},
+    "itsdangerous": {"tickets"},
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(module: str, path: Path) -> set[str]:
+    """Full names of what a module imports, those under ``if TYPE_CHECKING`` too."""
+    package = ["flask_sse_stream", *module.split(".")] if module else ["flask_sse_stream"]
+    if path.name != "__init__.py":
+        package = package[:-1]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
+    return names
+
+
+MODULES = modules()
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_imports_only_from_the_layers_below_its_own(module: str) -> None:
+    if module in PACKAGES:
+        assert not imports(module, MODULES[module]), "a package's own file holds its docstring alone"
+        return
+    assert module in RANK, f"{module} has no place in the layers: give it one"
+    for name in imports(module, MODULES[module]):
+        target = name.removeprefix("flask_sse_stream").removeprefix(".")
+        if name.startswith("flask_sse_stream") and target in RANK and target:
+            assert RANK[target] < RANK[module], f"{module} imports {target}, which is not below it"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_an_optional_package_is_imported_in_its_own_place_alone(module: str) -> None:
+    for name in imports(module, MODULES[module]):
+        top = name.partition(".")[0]
+        assert module in ONLY_IN.get(top, {module}), f"{module} imports {top}"
+
+
+def test_the_core_imports_with_neither_gevent_nor_redis_nor_flask_installed() -> None:
+    core = [m for m in MODULES if not any(m in places for places in ONLY_IN.values()) and m]
+    script = (
+        "import sys\n"
+        "for name in ('gevent', 'greenlet', 'redis', 'flask', 'werkzeug', 'blinker', 'click', 'itsdangerous'):\n"
+        "    sys.modules[name] = None\n"
+        "import flask_sse_stream, importlib\n"
+        f"for module in {sorted(core)!r}:\n"
+        "    importlib.import_module('flask_sse_stream.' + module)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_importing_the_package_starts_no_thread_and_imports_no_gevent() -> None:
+    script = (
+        "import threading, sys\n"
+        "import flask_sse_stream\n"
+        "assert threading.active_count() == 1\n"
+        "assert 'gevent' not in sys.modules and 'redis' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
