@@ -1,0 +1,252 @@
+"""Every option in one place: its name, unit, default and bounds. A frozen value, checked when it is made.
+
+It knows no Flask: it is made from any mapping (``app.config`` is one) and from keyword arguments. Times are
+seconds, sizes are bytes; ``retry`` is milliseconds, because the wire says so.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Literal
+
+from .errors import SettingsError
+
+__all__ = ["PREFIX", "Overflow", "Settings", "WhenFull"]
+
+PREFIX: Final = "SSE_"
+"""What every setting's name begins with in ``app.config``."""
+
+Overflow = Literal["disconnect", "drop_oldest", "drop_newest", "conflate"]
+WhenFull = Literal["retry", "503"]
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+\Z")
+# The server owns how the body is framed, and the format owns its type (RFC 9112; HTML standard, 9.2.5).
+_NOT_OURS_TO_SEND = {"connection", "content-length", "content-type", "keep-alive", "transfer-encoding", "upgrade"}
+
+_Check = Callable[[Any], Any]
+
+
+class _BadValue(Exception):
+    """Carries what a value may be to where its setting's name is known."""
+
+
+def _number(low: float, high: float, *, whole: bool, optional: bool = False) -> _Check:
+    def check(value: Any) -> Any:
+        if value is None and optional:
+            return None
+        types = int if whole else (int, float)
+        # A NaN would pass every comparison that is written the other way round.
+        if isinstance(value, bool) or not isinstance(value, types) or math.isnan(value) or not low <= value <= high:
+            kind = "a whole number" if whole else "a number"
+            above = f"from {low} up" if high == math.inf else f"from {low} to {high}"
+            raise _BadValue(f"{kind} {above}" + (", or None" if optional else ""))
+        return value if whole else float(value)
+
+    return check
+
+
+def _text(description: str, fits: Callable[[str], bool], *, optional: bool = False) -> _Check:
+    def check(value: Any) -> Any:
+        if value is None and optional:
+            return None
+        if not isinstance(value, str) or not fits(value):
+            raise _BadValue(description)
+        return value
+
+    return check
+
+
+def _one_of(*choices: str) -> _Check:
+    return _text("one of " + ", ".join(map(repr, choices)), choices.__contains__)
+
+
+def _texts(description: str, fits: Callable[[str], bool]) -> _Check:
+    def check(value: Any) -> tuple[str, ...]:
+        values = (value,) if isinstance(value, str) else value
+        if not isinstance(values, (tuple, list, set, frozenset)) or not all(
+            isinstance(item, str) and fits(item) for item in values
+        ):
+            raise _BadValue(description)
+        return tuple(values)
+
+    return check
+
+
+def _headers(value: Any) -> Mapping[str, str]:
+    wanted = "a dict of header names and values, each text on one line"
+    if not isinstance(value, Mapping):
+        raise _BadValue(wanted)
+    for name, text in value.items():
+        if not isinstance(name, str) or not _TOKEN.match(name):
+            raise _BadValue(f"{wanted} ({name!r} is no header name)")
+        if not isinstance(text, str) or not text.isprintable() or not _is_latin(text):
+            raise _BadValue(f"{wanted} (the value of {name!r} is not)")
+        if name.lower() in _NOT_OURS_TO_SEND:
+            raise _BadValue(f"{wanted}, without {name!r}: the server and the format decide that one")
+    return dict(value)
+
+
+def _is_latin(text: str) -> bool:
+    try:
+        text.encode("latin-1")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _setting(default: Any, check: _Check, doc: str) -> Any:
+    return field(default=default, metadata={"check": check, "doc": doc})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The options of one ``SSE``; immutable. In ``app.config`` each has the prefix ``SSE_`` and capitals.
+
+    ``Settings(ping_interval=5)`` checks every value and raises :class:`SettingsError`, naming the setting and
+    what it may be. :meth:`from_mapping` reads ``SSE_PING_INTERVAL`` and its like.
+    """
+
+    path: str | None = _setting(
+        "/stream",
+        _text(
+            "a path that begins with '/', or None for no route",
+            lambda v: v.startswith("/") and v.isprintable(),
+            optional=True,
+        ),
+        "the endpoint; ``None``: no route is added",
+    )
+    key_param: str = _setting(
+        "connectKey",
+        _text("the name of a query parameter", bool),
+        "query parameter that names the pools; may be repeated",
+    )
+    default_key: str = _setting(
+        "default",
+        _text("a key of 1 to 255 printable characters", lambda v: 0 < len(v) <= 255 and v.isprintable()),
+        "the pool of a request that names none",
+    )
+    headers: Mapping[str, str] = field(
+        default_factory=dict, metadata={"check": _headers, "doc": "extra or overriding response headers"}
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        (),
+        _texts(
+            "a list of origins such as 'https://example.org' (scheme, host, port; no path), or '*'",
+            lambda v: v == "*" or _ORIGIN.match(v) is not None,
+        ),
+        'origins that may read the stream; ``"*"`` for all',
+    )
+    ping_interval: float = _setting(
+        10.0, _number(0, 86_400, whole=False), "seconds; a comment to a stream that was silent for so long; 0: none"
+    )
+    retry: int | None = _setting(
+        3000, _number(0, 2**53 - 1, whole=True, optional=True), "milliseconds; the first ``retry:``; ``None``: not sent"
+    )
+    close_event: str = _setting(
+        "close",
+        _text("a name on one line", lambda v: bool(v) and v.isprintable()),
+        "the event of ``send_end()`` without data",
+    )
+    match_query: str | None = _setting(
+        None,
+        _text("the name of a query parameter, or None", bool, optional=True),
+        "a per-request stream is made only where this query parameter is present",
+    )
+    max_clients: int = _setting(10_000, _number(1, math.inf, whole=True), "streams of one process")
+    max_clients_per_key: int | None = _setting(
+        None, _number(1, math.inf, whole=True, optional=True), "streams of one key in one process"
+    )
+    max_keys: int = _setting(100, _number(1, 10_000, whole=True), "keys of one stream")
+    when_full: WhenFull = _setting(
+        "retry",
+        _one_of("retry", "503"),
+        '``"retry"``: 200, a jittered ``retry:``, end, so that a browser comes back; ``"503"``: with Retry-After',
+    )
+    queue_events: int = _setting(1000, _number(1, math.inf, whole=True), "events that one stream may have waiting")
+    queue_bytes: int = _setting(1024 * 1024, _number(1, math.inf, whole=True), "bytes that one stream may have waiting")
+    overflow: Overflow = _setting(
+        "disconnect",
+        _one_of("disconnect", "drop_oldest", "drop_newest", "conflate"),
+        'what happens beyond that: ``"disconnect"``, ``"drop_oldest"``, ``"drop_newest"`` or ``"conflate"`` '
+        "(keeps the last of each event name)",
+    )
+    max_event_bytes: int = _setting(
+        1024 * 1024, _number(16, math.inf, whole=True), "bytes; a larger event is refused at publish"
+    )
+    send_timeout: float = _setting(
+        30.0, _number(0.1, 86_400, whole=False), "seconds; a socket that takes no byte for so long is cut"
+    )
+    send_buffer: int = _setting(
+        128 * 1024, _number(4096, 1024 * 1024 * 1024, whole=True), "bytes; kernel buffer of one client"
+    )
+    history_size: int = _setting(
+        1000, _number(0, math.inf, whole=True), "events kept of each key; 0: no history, ids and replay are off"
+    )
+    history_ttl: float = _setting(3600.0, _number(0.001, math.inf, whole=False), "seconds that an event is kept")
+    join_history: int = _setting(
+        0, _number(0, math.inf, whole=True), "latest events for a client that comes without a cursor"
+    )
+    broker_url: str = _setting(
+        "memory://", _text("a URL such as 'memory://'", lambda v: "://" in v), "where events are ordered and remembered"
+    )
+    max_age: float | None = _setting(
+        None,
+        _number(0.1, math.inf, whole=False, optional=True),
+        "seconds; a stream is ended (and comes back) after 80 to 100 % of so many; ``None``: never",
+    )
+    drain_seconds: float = _setting(
+        5.0,
+        _number(0, 3600, whole=False),
+        "seconds; a draining process ends its streams within so long, each with its own jittered ``retry:``",
+    )
+    public_keys: tuple[str, ...] = _setting(
+        ("*",),
+        _texts("a list of patterns such as 'news' or 'room-*'", bool),
+        "patterns of keys open to everybody while no ``authorize`` hook is registered",
+    )
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            try:
+                checked = item.metadata["check"](value)
+            except _BadValue as error:
+                raise SettingsError(
+                    f"{PREFIX}{item.name.upper()} (keyword argument {item.name!r}) must be {error}, not {value!r:.80}"
+                ) from None
+            object.__setattr__(self, item.name, checked)
+        if self.history_size == 0 and self.join_history:
+            raise SettingsError(
+                f"{PREFIX}JOIN_HISTORY={self.join_history} needs a history, but {PREFIX}HISTORY_SIZE is 0: raise it"
+            )
+
+    @classmethod
+    def from_mapping(cls, config: Mapping[Any, Any], **options: Any) -> Settings:
+        """Read every ``SSE_...`` item of ``config``; keyword arguments (without the prefix) override it.
+
+        Raises :class:`SettingsError` for a name that is no setting, suggesting the nearest, and for bad values.
+        """
+        names = {item.name for item in fields(cls)}
+        values: dict[str, Any] = {}
+        for key, value in config.items():
+            if isinstance(key, str) and key.startswith(PREFIX):
+                name = key.removeprefix(PREFIX).lower()
+                if name not in names or key != key.upper():
+                    raise _unknown(key, {PREFIX + known.upper() for known in names}, "setting")
+                values[name] = value
+        for name, value in options.items():
+            if name not in names:
+                raise _unknown(name, names, "keyword argument")
+            values[name] = value
+        return cls(**values)
+
+
+def _unknown(name: str, known: set[str], kind: str) -> SettingsError:
+    near = difflib.get_close_matches(name.upper() if name.upper().startswith(PREFIX) else name, sorted(known), n=1)
+    hint = f"did you mean {near[0]}?" if near else "known are " + ", ".join(sorted(known))
+    return SettingsError(f"{name} is no {kind} of this extension; {hint}")

@@ -1,0 +1,136 @@
+"""Settings: every value is checked at start, and the message names the setting and what it may be."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+
+from flask_sse_stream.errors import SettingsError
+from flask_sse_stream.settings import PREFIX, Settings
+
+
+def test_the_defaults_are_valid_and_every_setting_says_what_it_is() -> None:
+    settings = Settings()
+    assert settings.path == "/stream"
+    assert all(item.metadata["doc"] for item in fields(settings))
+
+
+def test_settings_are_read_by_their_prefix_and_other_items_are_left_alone() -> None:
+    config = {"SSE_PATH": "/events", "SSE_RETRY": None, "SECRET_KEY": "x", "SSEX": 1, 5: "not text"}
+    settings = Settings.from_mapping(config)
+    assert (settings.path, settings.retry, settings.key_param) == ("/events", None, "connectKey")
+
+
+def test_keyword_arguments_override_the_mapping() -> None:
+    assert Settings.from_mapping({"SSE_RETRY": 1}, retry=2).retry == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("SSE_PING_INTERVALL", "did you mean SSE_PING_INTERVAL?"),
+        ("SSE_MAX_CLIENT", "did you mean SSE_MAX_CLIENTS?"),
+        ("SSE_path", "did you mean SSE_PATH?"),
+        ("SSE_ZZZZZZ", "known are SSE_"),
+    ],
+)
+def test_a_misspelt_setting_is_an_error_that_suggests_the_right_one(name: str, suggestion: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_mapping({name: 1})
+    assert name in str(caught.value)
+    assert suggestion in str(caught.value)
+
+
+def test_a_misspelt_keyword_argument_is_an_error_that_suggests_the_right_one() -> None:
+    with pytest.raises(SettingsError, match="ping_intervall is no keyword argument .* did you mean ping_interval"):
+        Settings.from_mapping({}, ping_intervall=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("path", "stream"),
+        ("path", ""),
+        ("path", 5),
+        ("path", "/a\nb"),
+        ("key_param", ""),
+        ("default_key", ""),
+        ("default_key", "x" * 256),
+        ("headers", []),
+        ("headers", {"X A": "b"}),
+        ("headers", {"X-A": "b\r\nc"}),
+        ("headers", {"X-A": 5}),
+        ("headers", {"X-A": "\u20ac"}),
+        ("headers", {"Connection": "close"}),
+        ("headers", {"transfer-encoding": "chunked"}),
+        ("headers", {"Content-Type": "text/html"}),
+        ("cors_origins", "example.org"),
+        ("cors_origins", ["https://example.org/path"]),
+        ("cors_origins", [5]),
+        ("cors_origins", 5),
+        ("ping_interval", -1),
+        ("ping_interval", float("nan")),
+        ("ping_interval", float("inf")),
+        ("ping_interval", True),
+        ("ping_interval", "10"),
+        ("ping_interval", None),
+        ("retry", -1),
+        ("retry", 1.5),
+        ("retry", True),
+        ("close_event", "a\nb"),
+        ("close_event", ""),
+        ("match_query", ""),
+        ("max_clients", 0),
+        ("max_clients", "10"),
+        ("max_clients", None),
+        ("max_clients_per_key", 0),
+        ("max_keys", 0),
+        ("when_full", "drop"),
+        ("when_full", 503),
+        ("queue_events", 0),
+        ("queue_bytes", 0),
+        ("overflow", "block"),
+        ("max_event_bytes", 0),
+        ("send_timeout", 0),
+        ("send_buffer", 1),
+        ("history_size", -1),
+        ("history_ttl", 0),
+        ("join_history", -1),
+        ("broker_url", "memory"),
+        ("broker_url", None),
+        ("max_age", 0),
+        ("drain_seconds", -1),
+        ("public_keys", [""]),
+        ("public_keys", 5),
+    ],
+)
+def test_a_bad_value_is_refused_by_the_settings_name(name: str, bad: object) -> None:
+    with pytest.raises(SettingsError, match=f"^{PREFIX}{name.upper()} .*must be ") as caught:
+        Settings(**{name: bad})  # type: ignore[arg-type]
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("name", [item.name for item in fields(Settings)])
+def test_no_setting_takes_an_object_of_no_meaning(name: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        Settings(**{name: object()})
+
+
+def test_join_history_needs_a_history() -> None:
+    with pytest.raises(SettingsError, match="SSE_JOIN_HISTORY=5 needs a history"):
+        Settings(history_size=0, join_history=5)
+
+
+def test_settings_are_frozen_and_do_not_share_the_users_dict() -> None:
+    headers = {"X-A": "b"}
+    settings = Settings(headers=headers)
+    headers["X-A"] = "c"
+    assert settings.headers == {"X-A": "b"}
+    with pytest.raises(FrozenInstanceError):
+        settings.retry = 5  # type: ignore[misc]
+
+
+def test_whole_seconds_are_seconds_and_one_origin_is_a_list_of_one() -> None:
+    settings = Settings(ping_interval=5, cors_origins="*", public_keys="news")  # type: ignore[arg-type]
+    assert (settings.ping_interval, settings.cors_origins, settings.public_keys) == (5.0, ("*",), ("news",))
