@@ -1,0 +1,124 @@
+# "make demo" and "make test" need Python 3.10 or newer and make: the rest they fetch themselves, the
+# Python packages into .venv and, for the tests, a browser, Redis, curl and a C compiler from Debian.
+
+PYTHON ?= python3
+PORT ?= 5000
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+TOX_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Two pips in one environment break it, so -j is not for this file.
+.NOTPARALLEL:
+.PHONY: help demo test bench docs style typing package tox clean test-programs compiler
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+		printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo "  PYTHON=python3.12 chooses the interpreter, PORT=8000 the demo's port, PYTEST_ARGS=\"-k window\" the tests."
+
+demo: $(VENV)/.with-demo  ## the demo, on http://127.0.0.1:5000 unless PORT says otherwise
+	PORT=$(PORT) $(BIN)/python examples/demo/app.py
+
+# The second run holds the promise that nothing depends on whether the standard library is patched. Its
+# -m comes last, so that PYTEST_ARGS cannot let a browser in; 5 is pytest's "nothing left to run" when
+# PYTEST_ARGS chose live tests alone.
+test: test-programs $(VENV)/.with-tests  ## the whole test suite, then again under gevent's monkey patching
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m gevent.monkey --module pytest $(PYTEST_ARGS) -m "not live and not browser" || [ $$? -eq 5 ]
+
+bench: compiler $(VENV)/.with-bench  ## what a delivery and an idle client cost on this machine
+	$(BIN)/python benchmarks/fanout.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/memory.py $(BENCH_ARGS)
+
+docs: $(VENV)/.with-docs  ## the documentation, where a warning is an error
+	$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs docs/_build/html
+	@echo "The documentation is in docs/_build/html/index.html"
+
+style: $(VENV)/.with-style  ## ruff's rules and its formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typing: $(VENV)/.with-typing  ## mypy, strict
+	$(BIN)/python -m mypy
+
+# The wheel is tried with -I, in an environment of its own: from here the source tree would be imported.
+package: $(VENV)/.with-package  ## the sdist and the wheel in dist, checked and tried in an empty environment
+	rm -rf build dist
+	$(BIN)/check-manifest
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m venv --clear build/empty
+	build/empty/bin/python -m pip install --quiet dist/*.whl
+	build/empty/bin/python -I -c "import flask_sse_stream as it; print(it.__file__)"
+
+# pyenv puts shims on PATH that refuse to run whatever is not activated, so tox is shown the real ones.
+tox: test-programs $(VENV)/.with-tox  ## every Python that is here, the lowest dependencies, and all of the above
+	TOX_DISCOVER="$$(ls -d "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1[0-9]*/bin/python 2>/dev/null)" \
+		$(BIN)/tox $(TOX_ARGS)
+
+clean:  ## everything that these targets made
+	rm -rf $(VENV) .tox build dist docs/_build benchmarks/_build *.egg-info
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# -- what the targets stand on ------------------------------------------------------------------------
+
+# $(call from-debian,PACKAGES,WHAT FOR): a shell command that installs them, or says what to do and fails.
+define from-debian
+{ \
+	as=no; \
+	if ! command -v apt-get >/dev/null; then :; \
+	elif [ "$$(id -u)" -eq 0 ]; then as=; \
+	elif sudo -n true 2>/dev/null; then as="sudo -n"; fi; \
+	if [ "$$as" = no ]; then \
+		echo "$(2) not here: please install by hand:" $(1) "(names of Debian packages)." >&2; exit 1; \
+	fi; \
+	echo "Installing Debian packages:" $(1); \
+	$$as apt-get update -qq \
+	&& $$as env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1); \
+}
+endef
+
+# A compiler without the C library's headers is no compiler; asking it is surer than looking for files.
+find-compiler = printf '\043include <stdio.h>\n' | gcc -fsyntax-only -x c - 2>/dev/null \
+	|| missing="$$missing gcc libc6-dev"
+
+test-programs:
+	@missing=; \
+	for program in chromium redis-server curl; do \
+		command -v "$$program" >/dev/null || missing="$$missing $$program"; \
+	done; \
+	$(find-compiler); \
+	[ -z "$$missing" ] || $(call from-debian,$$missing,What the tests drive is)
+
+compiler:
+	@missing=; $(find-compiler); \
+	[ -z "$$missing" ] || $(call from-debian,$$missing,The C compiler for the load generator is)
+
+# Debian keeps ensurepip in a package of its own, and without it venv leaves half an environment behind.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "This needs Python 3.10 or newer, which \"$(PYTHON)\" is not: say make PYTHON=/path/to/python." >&2; \
+		exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		package="python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"; \
+		$(call from-debian,$$package,Python's venv is); }
+	@echo "Making $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
+
+# The pip that comes with a new environment may be too old to know --group.
+$(VENV)/.pip: $(BIN)/python
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	@touch $@
+
+# One stamp for each dependency group, out of date when pyproject.toml changes.
+$(VENV)/.with-%: pyproject.toml $(VENV)/.pip
+	@echo "Installing what \"$*\" needs into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group $*
+	@touch $@
