@@ -1,0 +1,20 @@
+"""The same application with flask_sse_stream, with its defaults: ids, a history, bounded queues, heartbeats."""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+from gevent import monkey
+
+monkey.patch_all()
+
+from endpoint import KEY, PING_SECONDS, add_publish, serve
+from flask import Flask
+
+from flask_sse_stream import SSE
+
+app = Flask(__name__)
+sse = SSE(app, ping_interval=PING_SECONDS, max_clients=20_000)
+add_publish(app, lambda text: sse.publish(KEY, text, event="tick"))
+
+if __name__ == "__main__":
+    serve(app)
