@@ -112,13 +112,14 @@ $(BIN)/python:
 	@echo "Making $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV)
 
+# pip says at length that an install is editable unless it is told to speak of errors alone (-qq).
 # The pip that comes with a new environment may be too old to know --group.
 $(VENV)/.pip: $(BIN)/python
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade "pip>=25.1"
 	@touch $@
 
 # One stamp for each dependency group, out of date when pyproject.toml changes.
 $(VENV)/.with-%: pyproject.toml $(VENV)/.pip
 	@echo "Installing what \"$*\" needs into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group $*
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable . --group $*
 	@touch $@
