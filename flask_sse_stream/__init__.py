@@ -2,19 +2,55 @@
 
 The way of an event, and where each part of it lives:
 
-* ``errors``, ``settings``: what can go wrong and what can be set.
+* ``event``: an event as a value, and its bytes on the wire, both directions.
+* ``brokers``: give it its place in the log, and carry it between processes.
+* ``window``: the recent events of a key, for clients that come back.
+* ``pools``: the streams by key; from a publisher to every stream.
+* ``stream``: one client's queue and cursor, and how it may end.
+* ``transports``: move a stream's bytes to its client.
+* ``wsgi``, ``extension``: answer requests, for any WSGI app and for Flask.
+* ``settings``, ``errors``: what can be set, and what can go wrong.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .errors import AccessDenied, BrokerError, EventError, SettingsError, SSEError, StreamClosed, StreamsFull
+from .event import Event, EventDecoder
+from .pools import PoolManager
+from .settings import Settings
+from .stream import CloseReason, Stream
+
+if TYPE_CHECKING:
+    from .extension import SSE
 
 __all__ = [
+    "SSE",
     "AccessDenied",
     "BrokerError",
+    "CloseReason",
+    "Event",
+    "EventDecoder",
     "EventError",
+    "PoolManager",
     "SSEError",
+    "Settings",
     "SettingsError",
+    "Stream",
     "StreamClosed",
     "StreamsFull",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The core is of use without Flask, so Flask is imported by those alone who ask for its extension.
+    if name == "SSE":
+        from .extension import SSE
+
+        return SSE
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

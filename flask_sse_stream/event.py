@@ -33,6 +33,7 @@ __all__ = [
     "EventDecoder",
     "Message",
     "chunk",
+    "encode_json",
     "retry_block",
     "to_text",
 ]
@@ -52,11 +53,12 @@ _BYTES_LINE_END = re.compile(rb"\r\n|\r|\n")
 _FORBIDDEN = re.compile(r"[\r\n\0]")
 
 
-def _encode_json(value: Any) -> str:
+def encode_json(value: Any) -> str:
+    """Express a value as compact JSON by the standard library's encoder; NaN and infinity are refused."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def to_text(data: Any, dumps: Callable[[Any], str] = _encode_json) -> str:
+def to_text(data: Any, dumps: Callable[[Any], str] = encode_json) -> str:
     """Give the text that stands for ``data`` on the wire: text as it is, any other value as JSON by ``dumps``.
 
     Raises :class:`EventError` for what JSON cannot express (sets, cycles, NaN, nesting too deep) and for bytes.

@@ -161,7 +161,6 @@ class Settings:
     max_clients_per_key: int | None = _setting(
         None, _number(1, math.inf, whole=True, optional=True), "streams of one key in one process"
     )
-    max_keys: int = _setting(100, _number(1, 10_000, whole=True), "keys of one stream")
     when_full: WhenFull = _setting(
         "retry",
         _one_of("retry", "503"),

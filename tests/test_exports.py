@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import pytest
+
 import flask_sse_stream
 
 PUBLIC = [
+    "SSE",
     "AccessDenied",
     "BrokerError",
+    "CloseReason",
+    "Event",
+    "EventDecoder",
     "EventError",
+    "PoolManager",
     "SSEError",
+    "Settings",
     "SettingsError",
+    "Stream",
     "StreamClosed",
     "StreamsFull",
 ]
@@ -26,3 +35,8 @@ def test_every_public_name_can_be_had_from_the_package() -> None:
 
 def test_dir_lists_every_public_name() -> None:
     assert set(PUBLIC) <= set(dir(flask_sse_stream))
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Channel'"):
+        flask_sse_stream.Channel  # noqa: B018

@@ -85,7 +85,6 @@ def test_a_misspelt_keyword_argument_is_an_error_that_suggests_the_right_one() -
         ("max_clients", "10"),
         ("max_clients", None),
         ("max_clients_per_key", 0),
-        ("max_keys", 0),
         ("when_full", "drop"),
         ("when_full", 503),
         ("queue_events", 0),

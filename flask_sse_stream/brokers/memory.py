@@ -1,0 +1,90 @@
+"""The log of one process. What it remembers are the windows of the pool manager; it gives the order.
+
+Publishing here works from wherever Python code can run: any thread, greenlet or hub callback, ``__del__``, and a
+signal handler that has interrupted another publish half-way. So nothing in it waits, and there is no lock whose
+holder could be the very frame that was interrupted. What it relies on is that one call into C is one step for
+every other thread and for signal handlers, which the global interpreter lock gives.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from ..event import Message
+from ..settings import Settings
+from .base import Position
+
+__all__ = ["MemoryBroker"]
+
+
+class _Entry:
+    __slots__ = ("body", "created", "key", "message")
+
+    def __init__(self, key: str | None, body: bytes) -> None:
+        self.key = key
+        self.body = body
+        self.created = time.monotonic()
+        self.message: Message | None = None
+
+
+class MemoryBroker:
+    """Orders the events of one process. The log's life is this object's: its epoch is random."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._resumable = settings.history_size > 0
+        self._epoch = secrets.token_hex(6)
+        self._numbers = itertools.count(1)
+        self._pending: deque[tuple[_Entry, int]] = deque()
+        self._turn: deque[None] = deque([None])  # who pops it may deliver; who cannot, need not
+        self._head = 0
+        self._deliver: Callable[[Message], None]
+
+    def start(self, deliver: Callable[[Message], None]) -> None:
+        """Remember where messages go."""
+        self._deliver = deliver
+
+    def publish(self, key: str | None, body: bytes) -> str:
+        """Number the event, deliver it and return its id. Never waits and never raises."""
+        entry = _Entry(key, body)
+        # Numbered and queued in one step, so the queue is always in the order of the numbers. The entry comes
+        # first in zip(): asked the other way round, the counter would lose a number each time.
+        self._pending.extend(zip((entry,), self._numbers, strict=False))
+        self._drain()
+        while (message := entry.message) is None:
+            # Somebody else has the turn (or is the frame that we interrupted) and will deliver ours after his
+            # own. An entry leaves the queue with its message made, so it is found here or has one by now.
+            for queued, seq in self._pending.copy():
+                if queued is entry:
+                    return self._message(entry, seq).id
+        return message.id
+
+    def cover(self, keys: Sequence[str], after: int | None) -> Position:
+        """Give the position; the windows hold all that there is."""
+        return Position(self._epoch, self._head)
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+    def _message(self, entry: _Entry, seq: int) -> Message:
+        return Message(entry.key, self._epoch, seq, entry.body, entry.created, resumable=self._resumable)
+
+    def _drain(self) -> None:
+        while self._pending:
+            try:
+                self._turn.pop()
+            except IndexError:
+                return  # Who has the turn looks again after giving it back.
+            try:
+                while self._pending:
+                    entry, seq = self._pending[0]
+                    entry.message = self._message(entry, seq)
+                    self._head = seq
+                    self._deliver(entry.message)
+                    # Last: interrupted by an exception before this, it is delivered again, which is harmless.
+                    self._pending.popleft()
+            finally:
+                self._turn.append(None)

@@ -1,0 +1,406 @@
+"""The Flask edge: ``SSE(app)``, the endpoint, streams of one request, and signals.
+
+Everything that Flask knows (request, config, JSON provider, URL rules) is read here and handed down; the work is
+done by the app's :class:`~flask_sse_stream.PoolManager`, which is ``app.extensions["sse_stream"]``. No request or
+application context is held while a stream is open.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any, Final, ParamSpec, TypeVar
+
+from blinker import Namespace
+from flask import Flask, Response, current_app, has_app_context, request
+from flask.json.provider import DefaultJSONProvider
+from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import Forbidden, HTTPException, NotAcceptable, NotFound, Unauthorized
+from werkzeug.wsgi import ClosingIterator
+
+from .errors import AccessDenied, SettingsError
+from .event import END_ID, Event
+from .pools import PoolManager, Stats
+from .settings import Settings
+from .stream import CloseReason, Stream
+from .wsgi import (
+    Source,
+    accepts_event_stream,
+    check_public,
+    cors_headers,
+    last_event_id,
+    preflight_headers,
+    respond,
+)
+
+__all__ = [
+    "SSE",
+    "EventStreamResponse",
+    "event_published",
+    "events_dropped",
+    "stream_closed",
+    "stream_opened",
+]
+
+_NAME: Final = "sse_stream"
+_UNSET: Final[Any] = object()
+
+P = ParamSpec("P")
+Authorize = Callable[[Sequence[str]], Iterable[str] | None]
+_A = TypeVar("_A", bound=Authorize)
+
+_signals = Namespace()
+#: Sent after a stream began: ``(app, stream)``.
+stream_opened = _signals.signal("stream-opened")
+#: Sent after a stream ended: ``(app, stream, reason)``.
+stream_closed = _signals.signal("stream-closed")
+#: Sent in the publisher before an event is published: ``(app, key, event)``; what a receiver raises, it raises.
+event_published = _signals.signal("event-published")
+#: Sent when an overflow policy dropped events of a stream: ``(app, stream, count)``.
+events_dropped = _signals.signal("events-dropped")
+
+_DENIED: Final[dict[int, type[HTTPException]]] = {401: Unauthorized, 403: Forbidden, 404: NotFound}
+
+
+class EventStreamResponse(Response):
+    """A response whose body is a stream; it begins when the server calls it, after every ``after_request`` hook.
+
+    ``stream`` is the :class:`~flask_sse_stream.Stream` of a response that ``sse.stream()`` made: it may be sent to
+    before the response is returned, and from anywhere afterwards.
+    """
+
+    # A werkzeug response's own ``stream`` is a way to write its body, which this body has no use for.
+    stream: Stream  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        manager: PoolManager,
+        *,
+        keys: Sequence[str] | None = None,
+        stream: Stream | None = None,
+        source: Source | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        # An iterator without a length, passed through: hooks that measure or rewrite bodies leave it alone.
+        super().__init__(iter(()), content_type="text/event-stream", headers=headers, direct_passthrough=True)
+        self._manager = manager
+        self._keys = keys
+        self._source = source
+        if stream is not None:
+            self.stream = stream
+
+    def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
+        """Begin the stream."""
+        source, self._source = self._source, None
+        body = respond(
+            self._manager,
+            environ,
+            start_response,
+            keys=self._keys,
+            stream=self.__dict__.get("stream"),
+            source=source,
+            headers=[item for item in self.headers.to_wsgi_list() if item[0].lower() != "content-type"],
+        )
+        # Only where a hook asked to be called at the end: otherwise nothing of the request is kept for so long.
+        return ClosingIterator(body, self.close) if self._on_close else body
+
+
+class SSE:
+    """Server-sent events for Flask apps.
+
+    ::
+
+        sse = SSE(app)                              # or sse = SSE(); sse.init_app(app)
+        sse.publish("news", {"title": "hi"}, event="headline")
+
+    Keyword arguments are the settings without their prefix (``ping_interval=5``) and override ``app.config``.
+    One instance may serve several apps; each app has pools of its own.
+    """
+
+    def __init__(self, app: Flask | None = None, **options: Any) -> None:
+        self._options = options
+        self._authorize: Authorize | None = None
+        self._managers: list[weakref.ref[PoolManager]] = []
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Read the app's settings, make its pool manager and add its endpoint. Starts nothing.
+
+        Raises :class:`SettingsError` for bad or misspelt settings, for an app that has a registration already,
+        and for an endpoint whose path is taken.
+        """
+        if _NAME in app.extensions:
+            raise SettingsError(
+                f"the app {app.import_name!r} has an SSE extension already: use that one, "
+                "or give a second one an app of its own"
+            )
+        settings = Settings.from_mapping(app.config, **self._options)
+        manager = PoolManager(settings, dumps=functools.partial(_dumps, app))
+        if settings.path is not None:
+            if any(rule.rule == settings.path and "GET" in (rule.methods or ()) for rule in app.url_map.iter_rules()):
+                raise SettingsError(f"SSE_PATH {settings.path!r} is another view's route already: choose another path")
+            app.add_url_rule(
+                settings.path,
+                endpoint=_NAME,
+                view_func=functools.partial(self._endpoint, manager),
+                methods=["GET", "OPTIONS"],
+                provide_automatic_options=False,
+            )
+        _wire_signals(weakref.ref(app), manager)
+        app.extensions[_NAME] = manager
+        self._managers.append(weakref.ref(manager))
+
+    @property
+    def manager(self) -> PoolManager:
+        """The pool manager of the current app; outside any app context, of the only app this instance serves.
+
+        Raises :class:`RuntimeError` where that is none or more than one.
+        """
+        if has_app_context():
+            manager = current_app.extensions.get(_NAME)
+            if isinstance(manager, PoolManager):
+                return manager
+            raise RuntimeError(f"the app {current_app.import_name!r} has no SSE extension: call init_app(app) first")
+        managers = [manager for ref in self._managers if (manager := ref()) is not None]
+        if len(managers) == 1:
+            return managers[0]
+        raise RuntimeError(
+            f"this SSE serves {len(managers)} apps and there is no app context to say which is meant: "
+            'use app.extensions["sse_stream"], or "with app.app_context():"'
+        )
+
+    # Pools
+
+    def publish(
+        self,
+        key: str,
+        data: Any = None,
+        *,
+        event: str | None = None,
+        id: str | int | None = None,
+        retry: int | None = None,
+    ) -> str:
+        """Send an event to every stream of ``key``; return its id. See :meth:`PoolManager.publish`."""
+        return self.manager.publish(key, data, event=event, id=id, retry=retry)
+
+    def publish_all(
+        self, data: Any = None, *, event: str | None = None, id: str | int | None = None, retry: int | None = None
+    ) -> str:
+        """Send an event to every stream of every key; return its id. See :meth:`PoolManager.publish_all`."""
+        return self.manager.publish_all(data, event=event, id=id, retry=retry)
+
+    def count(self, key: str) -> int:
+        """How many streams of this process listen to ``key``."""
+        return self.manager.count(key)
+
+    def count_all(self) -> int:
+        """How many streams this process has, those of one request included."""
+        return self.manager.count_all()
+
+    def streams(self, key: str) -> list[Stream]:
+        """The streams of this process that listen to ``key``."""
+        return self.manager.streams(key)
+
+    def close(self, key: str, *, reconnect: bool = False) -> int:
+        """End every stream of ``key`` in this process; see :meth:`PoolManager.close`."""
+        return self.manager.close(key, reconnect=reconnect)
+
+    def close_all(self, *, reconnect: bool = False) -> int:
+        """End every stream of this process; see :meth:`PoolManager.close_all`."""
+        return self.manager.close_all(reconnect=reconnect)
+
+    def stats(self) -> Stats:
+        """The numbers of this process at this moment."""
+        return self.manager.stats()
+
+    def drain(self) -> int:
+        """End every stream of this process, each to come back at its own time; see :meth:`PoolManager.drain`."""
+        return self.manager.drain()
+
+    # Who may listen
+
+    def authorize(self, function: _A) -> _A:
+        """Register ``f(keys) -> keys``, which decides for the current request who listens to what.
+
+        It gives back the keys that are allowed, raises :class:`AccessDenied` (401, 403 or 404) or aborts; giving
+        none is 403. With it, ``SSE_PUBLIC_KEYS`` no longer counts. It runs in the request, before anything is
+        registered.
+        """
+        self._authorize = function
+        return function
+
+    def _endpoint(self, manager: PoolManager) -> ResponseReturnValue:
+        settings = manager.settings
+        if request.method == "OPTIONS":
+            response = Response(status=204, headers=preflight_headers(settings, request.environ))
+            response.allow.update(["GET", "HEAD", "OPTIONS"])
+            return response
+        if last_event_id(request.environ) == END_ID:
+            return EventStreamResponse(manager)
+        keys: Sequence[str] = request.args.getlist(settings.key_param) or [settings.default_key]
+        try:
+            keys = manager.check_keys(keys)
+            if self._authorize is None:
+                check_public(settings, keys)
+            else:
+                keys = manager.check_keys(self._authorize(keys) or _nothing())
+        except AccessDenied as error:
+            raise _with_cors(_DENIED[error.status](str(error)), settings) from error
+        except ValueError as error:
+            return Response(
+                f"{error}\n", 400, cors_headers(settings, request.environ), content_type="text/plain; charset=utf-8"
+            )
+        return EventStreamResponse(manager, keys=keys)
+
+    # Streams of one request
+
+    def stream(
+        self,
+        source: Source | None = None,
+        *,
+        close_event: str | None = _UNSET,
+        headers: Mapping[str, str] | None = None,
+    ) -> EventStreamResponse:
+        """Give the response that answers the current request with a stream of its own.
+
+        ``source``
+            an iterable or generator of events: text, JSON values, :class:`~flask_sse_stream.Event`. It runs
+            beside the response, without the request's context, and is closed when its client leaves. Or a
+            function that is handed the :class:`~flask_sse_stream.Stream` and runs beside it. When it is done the
+            stream ends for good. Without one, use ``response.stream.send(...)`` and ``response.stream.send_end()``.
+        ``close_event``
+            the name of the last event; ``SSE_CLOSE_EVENT`` if left out; ``None``: none is fired.
+        ``headers``
+            of the response.
+
+        Raises :class:`werkzeug.exceptions.NotAcceptable` (406) if the request's ``Accept`` excludes event streams or
+        the parameter that ``SSE_MATCH_QUERY`` names is absent.
+        """
+        manager = self.manager
+        return self._stream(manager, source, close_event, headers, manager.settings.match_query)
+
+    def _stream(
+        self,
+        manager: PoolManager,
+        source: Source | None,
+        close_event: str | None,
+        headers: Mapping[str, str] | None,
+        match_query: str | None,
+    ) -> EventStreamResponse:
+        if not accepts_event_stream(request.headers.get("Accept", "")):
+            raise NotAcceptable("This resource is an event stream; the request's Accept header excludes it.")
+        if match_query is not None and match_query not in request.args:
+            raise NotAcceptable(f"This resource is an event stream; ask for it with the query parameter {match_query}.")
+        stream = Stream(manager)
+        if close_event is not _UNSET:
+            stream.close_event = Event(event=close_event).event
+        return EventStreamResponse(manager, stream=stream, source=source, headers=headers)
+
+    def event_stream(
+        self,
+        *,
+        match_query: str | None = _UNSET,
+        close_event: str | None = _UNSET,
+        headers: Mapping[str, str] | None = None,
+    ) -> Callable[[Callable[P, Any]], Callable[P, ResponseReturnValue]]:
+        """Make a generator view a stream of its request.
+
+        Up to its first ``yield`` it is an ordinary view: it has the request's context, may ``abort``, and what it
+        returns before any ``yield`` is the response. After it no context is held and the rest runs beside the
+        response. Who needs the response's head at once yields ``Event(comment="")`` first.
+
+        ``match_query`` (default: ``SSE_MATCH_QUERY``)
+            a stream is made only where this query parameter is present; a view that yields all the same is
+            answered 406.
+
+        ``close_event`` and ``headers`` as for :meth:`stream`. A request with ``Last-Event-ID: end`` is answered 204
+        and does not reach the view.
+        """
+
+        def decorate(view: Callable[P, Any]) -> Callable[P, ResponseReturnValue]:
+            @functools.wraps(view)
+            def wrapped(*args: P.args, **kwargs: P.kwargs) -> ResponseReturnValue:
+                manager = self.manager
+                if last_event_id(request.environ) == END_ID:
+                    return EventStreamResponse(manager)
+                result = current_app.ensure_sync(view)(*args, **kwargs)
+                if not isinstance(result, Generator):
+                    return result  # type: ignore[no-any-return]
+                wanted = manager.settings.match_query if match_query is _UNSET else match_query
+                try:
+                    first = next(result)
+                except StopIteration as stop:
+                    if stop.value is not None:
+                        return stop.value  # type: ignore[no-any-return]
+                    return self._stream(manager, (), close_event, headers, wanted)
+                try:
+                    return self._stream(manager, _Resumed(first, result), close_event, headers, wanted)
+                except HTTPException:
+                    result.close()
+                    raise
+
+            return wrapped
+
+        return decorate
+
+
+class _Resumed:
+    """A generator whose first item was already taken."""
+
+    def __init__(self, first: Any, rest: Generator[Any, Any, Any]) -> None:
+        self._first = [first]
+        self._rest = rest
+
+    def __iter__(self) -> _Resumed:
+        return self
+
+    def __next__(self) -> Any:
+        return self._first.pop() if self._first else next(self._rest)
+
+    def close(self) -> None:
+        self._rest.close()
+
+
+def _nothing() -> Sequence[str]:
+    raise AccessDenied("no right to any of these keys")
+
+
+def _with_cors(error: HTTPException, settings: Settings) -> HTTPException:
+    headers = cors_headers(settings, request.environ)
+    if not headers:
+        return error
+    response = error.get_response(request.environ)
+    response.headers.extend(headers)
+    return type(error)(error.description, response=response)
+
+
+def _dumps(app: Flask, value: Any) -> str:
+    provider = app.json
+    if isinstance(provider, DefaultJSONProvider):
+        return provider.dumps(value, allow_nan=False)  # NaN is no JSON: a browser's parser would fail on it
+    return provider.dumps(value)
+
+
+def _wire_signals(app: weakref.ref[Flask], manager: PoolManager) -> None:
+    def opened(stream: Stream) -> None:
+        if stream_opened.receivers:
+            stream_opened.send(app(), stream=stream)
+
+    def closed(stream: Stream, reason: CloseReason) -> None:
+        if stream_closed.receivers:
+            stream_closed.send(app(), stream=stream, reason=reason)
+
+    def published(key: str | None, event: Event) -> None:
+        if event_published.receivers:
+            event_published.send(app(), key=key, event=event)
+
+    def dropped(stream: Stream, count: int) -> None:
+        if events_dropped.receivers:
+            events_dropped.send(app(), stream=stream, count=count)
+
+    manager.hooks.opened = opened
+    manager.hooks.closed = closed
+    manager.hooks.published = published
+    manager.hooks.dropped = dropped

@@ -1,0 +1,757 @@
+"""Pools of streams by key, and the way of an event from its publisher to them.
+
+``publish`` hands an encoded body to the broker; the broker gives it its place and calls ``deliver``; ``deliver``
+puts it into the key's window and, if somebody listens, into the outbox, and wakes the flusher; ``flush`` offers it
+to the streams, in slices. So publishing costs the same whatever the number of streams, and never waits for one.
+
+Who runs what:
+
+* ``publish`` and ``deliver``: any thread, greenlet, hub callback or signal handler. They take the lock only if it
+  is free; whoever holds it looks at the inbox again when letting go.
+* ``flush``: the flusher, a greenlet or a thread that begins with the first stream.
+* everything else: any thread or greenlet.
+
+No code of a user's, and nothing that could wait, runs under the lock. This module knows no socket, no server and
+no framework.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import logging
+import os
+import random
+import re
+import time
+import unicodedata
+import weakref
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .brokers.base import Broker, broker_from_url
+from .errors import EventError, StreamsFull
+from .event import END_ID, Event, Message, encode_json, retry_block, to_text
+from .settings import Settings
+from .stream import CloseReason, Lock, Stream
+from .transports.base import Flusher, Runtime, Transport
+from .window import Window
+
+__all__ = ["MAX_KEYS", "Hooks", "Pool", "PoolManager", "Stats", "check_key"]
+
+logger = logging.getLogger("flask_sse_stream")
+
+MAX_KEYS: Final = 100
+"""The most keys that one stream may listen to."""
+
+_MAX_KEY_LENGTH: Final = 255
+_SLICE_SECONDS: Final = 0.001
+_SLICE_STREAMS: Final = 64  # between two looks at the clock
+_PASS_MESSAGES: Final = 64  # offered before their streams are woken: much less than any sensible queue
+_PASS_BYTES: Final = 256 * 1024
+_OUTBOX_LIMIT: Final = 256  # a publisher that is so far ahead gives the flusher its turn
+_GIVE_TURNS: Final = 4000  # and goes on after so many: a flusher that hangs must not hang publishers
+_EMPTY_WINDOW_SECONDS: Final = 60.0
+_CURSOR: Final = re.compile(r"([A-Za-z0-9._]{1,64})-([0-9]{1,19})\Z")
+
+
+def check_key(key: Any) -> str:
+    """Give back a key that is text of 1 to 255 characters without control characters; else :class:`EventError`.
+
+    Keys are compared by code points; no character has a meaning beyond itself.
+    """
+    if not isinstance(key, str):
+        raise EventError(f"key must be text, not {type(key).__name__}")
+    if not key or len(key) > _MAX_KEY_LENGTH:
+        raise EventError(f"key must have 1 to {_MAX_KEY_LENGTH} characters, not {len(key)}")
+    for character in key:
+        # Cc: control characters; Cs: lone surrogates.
+        if unicodedata.category(character) in ("Cc", "Cs"):
+            raise EventError(f"key must not contain the control character {character!r}")
+    return key
+
+
+class Pool:
+    """The streams that listen to one key. It vanishes with its last stream."""
+
+    __slots__ = ("_snapshot", "key", "streams")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.streams: dict[Stream, None] = {}
+        self._snapshot: tuple[Stream, ...] | None = None
+
+    def add(self, stream: Stream) -> None:
+        """Take a stream in."""
+        self.streams[stream] = None
+        self._snapshot = None
+
+    def discard(self, stream: Stream) -> None:
+        """Let a stream go."""
+        self.streams.pop(stream, None)
+        self._snapshot = None
+
+    def snapshot(self) -> tuple[Stream, ...]:
+        """Give the streams of this moment, for a pass that others may join and leave meanwhile."""
+        if self._snapshot is None:
+            self._snapshot = tuple(self.streams)
+        return self._snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Numbers of one process, at one moment. Those of the second block only ever grow."""
+
+    streams: int
+    keys: int
+    windows: int
+    outbox: int
+
+    opened: int
+    closed: Mapping[str, int]  #: by close reason
+    refused: int
+    published: int
+    offered: int
+    dropped: int
+    replayed: int
+    resets: int
+
+
+@dataclass(slots=True)
+class Hooks:
+    """What a framework's edge is told; each is a function or ``None``.
+
+    ``published`` runs in the publisher, before anything else happens, and what it raises is the publisher's to
+    handle. What the others raise is logged: it concerns no stream.
+    """
+
+    opened: Callable[[Stream], object] | None = None
+    closed: Callable[[Stream, CloseReason], object] | None = None
+    published: Callable[[str | None, Event], object] | None = None
+    dropped: Callable[[Stream, int], object] | None = None
+
+
+class PoolManager:
+    """All pools of one application in this process: publish, publish_all, open, close, count, heartbeat, drain.
+
+    ``settings``
+        the options; the defaults if left out.
+    ``dumps``
+        how a value that is not text becomes JSON; compact JSON by the standard library if left out.
+    ``broker``
+        makes the broker from the settings; ``SSE_BROKER_URL`` decides if left out. A function, because a forked
+        process makes its own.
+
+    Nothing starts before the first publish or the first stream.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        dumps: Callable[[Any], str] | None = None,
+        broker: Callable[[Settings], Broker] = broker_from_url,
+    ) -> None:
+        self.settings = settings if settings is not None else Settings()
+        self.hooks = Hooks()
+        self._dumps = dumps or encode_json
+        self._broker_factory = broker
+        self._begin()
+        _managers.add(self)
+
+    def _begin(self) -> None:
+        """Set up the state of this process; a forked child begins anew, with nothing of its parent's."""
+        self.lock = Lock(self._absorb)
+        self._broker = self._broker_factory(self.settings)
+        self._broker.start(self.deliver)
+        self._epoch: str | None = None
+        self._head = 0
+        self._floor = 0  # the highest floor of the windows that were forgotten
+        self._windows: OrderedDict[str | None, Window] = OrderedDict()
+        self._pools: dict[str, Pool] = {}
+        self._streams: dict[Stream, None] = {}  # the one that was silent longest comes first
+        self._everybody: tuple[Stream, ...] | None = None  # those of _streams that have keys
+        self._to_wake: deque[Stream] = deque()
+        self._to_close: deque[tuple[Stream, CloseReason]] = deque()
+        self._drops: deque[tuple[Stream, int]] = deque()
+        self._ages: list[tuple[float, int, weakref.ref[Stream]]] = []
+        self._inbox: deque[Message] = deque()
+        self._outbox: deque[Message] = deque()
+        self._pass: Iterator[float] | None = None
+        self._flusher: Flusher | None = None
+        self._flusher_lock = Lock(lambda: None)
+        self._opened = self._refused = self._published = self._offered = 0
+        self._dropped = self._replayed = self._resets = 0
+        self._closed: Counter[str] = Counter()
+
+    # Publishing
+
+    def publish(
+        self,
+        key: str,
+        data: Any = None,
+        *,
+        event: str | None = None,
+        id: str | int | None = None,
+        retry: int | None = None,
+    ) -> str:
+        """Send an event to every stream of ``key``, now and, within the history, later; return its id.
+
+        ``data`` is text as it is, any other value as JSON, or an :class:`~flask_sse_stream.Event` (then without
+        the other arguments). ``None`` with an ``event`` name is an event with empty data. An ``id`` of one's own
+        replaces the one of the log; ``""`` and ``"end"`` are refused. ``retry`` is in milliseconds.
+
+        Raises :class:`EventError` for a bad key or event, or one larger than ``SSE_MAX_EVENT_BYTES``, before
+        anything is touched, and :class:`BrokerError` if the broker may not have taken it. Never waits for a
+        reader; may be called from any thread, greenlet or signal handler.
+        """
+        return self._publish(check_key(key), data, event, id, retry)
+
+    def publish_all(
+        self, data: Any = None, *, event: str | None = None, id: str | int | None = None, retry: int | None = None
+    ) -> str:
+        """Send an event to every stream of every key; as :meth:`publish` in everything else."""
+        return self._publish(None, data, event, id, retry)
+
+    def _publish(self, key: str | None, data: Any, event: str | None, id: str | int | None, retry: int | None) -> str:
+        limit = self.settings.max_event_bytes
+        if isinstance(data, Event):
+            if (event, id, retry) != (None, None, None):
+                raise EventError("event, id and retry belong into the Event that was given as data")
+            value = data
+        else:
+            if isinstance(data, str) and len(data) > limit:  # before it is copied
+                raise EventError(f"data has {len(data)} characters, more than SSE_MAX_EVENT_BYTES={limit}")
+            value = Event(None if data is None else to_text(data, self.dumps), event=event, id=id, retry=retry)
+        if value.id in ("", END_ID):
+            cure = "it would make clients forget their cursor" if value.id == "" else "it ends a stream for good"
+            raise EventError(f"id must not be {value.id!r}: {cure}")
+        body = value.encode()
+        if not body:
+            raise EventError("nothing to publish: data is None; give data, or an event, id, retry or comment")
+        if len(body) > limit:
+            raise EventError(f"the event has {len(body)} bytes, more than SSE_MAX_EVENT_BYTES={limit}")
+        if self.hooks.published is not None:
+            self.hooks.published(key, value)
+        identifier = self._broker.publish(key, body)
+        self._published += 1
+        if len(self._outbox) > _OUTBOX_LIMIT:
+            self._give_turn()
+        return identifier
+
+    def dumps(self, value: Any) -> str:
+        """Express a value as JSON."""
+        return self._dumps(value)
+
+    def _give_turn(self) -> None:
+        for _ in range(_GIVE_TURNS):
+            flusher = self._flusher
+            if flusher is None or len(self._outbox) <= _OUTBOX_LIMIT or not flusher.give_turn():
+                return
+
+    # From the broker to the outbox
+
+    def deliver(self, message: Message) -> None:
+        """Take the next message of the log. For the broker; from any thread, never waits, never raises."""
+        self._inbox.append(message)
+        self._absorb()
+
+    def _absorb(self) -> None:
+        """Move what was delivered into the windows and the outbox, unless somebody else is about to."""
+        work = False
+        while self._inbox:
+            if not self.lock.try_acquire():
+                break  # Who holds the lock comes here when letting go.
+            try:
+                while self._inbox:
+                    work = self._take_in(self._inbox[0]) or work
+                    self._inbox.popleft()
+            finally:
+                self.lock.release()
+        if work and self._flusher is not None:
+            self._flusher.wake()
+
+    def _take_in(self, message: Message) -> bool:
+        """Give one message its place here; say whether somebody listens."""
+        if message.epoch != self._epoch:
+            self._enter(message.epoch, message.seq - 1)
+        if message.seq <= self._head:
+            return False  # delivered again
+        self._head = message.seq
+        now = time.monotonic()
+        if self.settings.history_size:
+            self._window(message.key, now).add(message, now)
+            self._sweep(now)
+        if message.key in self._pools if message.key is not None else self._pools:
+            self._outbox.append(message)
+            return True
+        return False
+
+    def _enter(self, epoch: str, head: int) -> None:
+        """Begin a log's life; after another one, whoever listens has lost what was between."""
+        first = self._epoch is None
+        self._epoch = epoch
+        if first:
+            return
+        self._windows.clear()
+        self._outbox.clear()
+        self._floor = self._head = head
+        for stream in self._streams:
+            if stream.keys:
+                stream.put_reset(self._reset("epoch", stream.keys), head)
+                self._to_wake.append(stream)
+        if self._flusher is not None:
+            self._flusher.wake()
+
+    def _window(self, key: str | None, now: float) -> Window:
+        window = self._windows.get(key)
+        if window is None:
+            settings = self.settings
+            # Whatever this key may have had before is at or below the floor of what was forgotten.
+            window = Window(settings.history_size, settings.history_ttl, floor=self._floor, now=now)
+            self._windows[key] = window
+        return window
+
+    def _sweep(self, now: float) -> None:
+        """Look at two windows, in turn, and forget those that are empty and that nobody has used for a while.
+
+        Not at once: a client of a quiet key that is back within a minute shall find that it missed nothing.
+        """
+        for _ in range(min(2, len(self._windows))):
+            key, window = next(iter(self._windows.items()))
+            window.trim(now)
+            if len(window) or key in self._pools or key is None or now - window.used < _EMPTY_WINDOW_SECONDS:
+                self._windows.move_to_end(key)
+            else:
+                self._floor = max(self._floor, window.floor)
+                del self._windows[key]
+
+    # From the outbox to the streams
+
+    def flush(self) -> float | None:
+        """Work for about a millisecond; return after how many seconds to come back, ``None``: when woken.
+
+        For the flusher alone. 0 means that there is more to do, after others had their turn.
+        """
+        deadline = time.monotonic() + _SLICE_SECONDS
+        if self._pass is None:
+            self._pass = self._work()
+        try:
+            for pause in self._pass:
+                if pause:
+                    return pause
+                if time.monotonic() >= deadline:
+                    return 0.0
+        except Exception:
+            logger.exception("the flusher failed in a pass and goes on with the next")
+        self._pass = None
+        return 0.0 if self._outbox else self._next_due()
+
+    def _work(self) -> Iterator[float]:
+        """One pass over everything there is to do. Yields where others may run; more than 0: seconds of rest."""
+        while self._outbox:
+            yield from self._fan_out()
+        yield from self._heartbeat()
+        yield from self._end_the_old()
+        yield from self._wake()
+
+    def _fan_out(self) -> Iterator[float]:
+        batch: list[Message] = []
+        size = 0
+        while self._outbox and len(batch) < _PASS_MESSAGES and size < _PASS_BYTES:
+            batch.append(self._outbox.popleft())
+            size += len(batch[-1].frame)
+        touched: dict[Stream, None] = {}
+        for message in batch:
+            with self.lock:
+                streams = self._listeners(message.key)
+            for start in range(0, len(streams), _SLICE_STREAMS):
+                now = time.monotonic()
+                with self.lock:
+                    for stream in streams[start : start + _SLICE_STREAMS]:
+                        if stream.offer(message):
+                            stream.last_active = now
+                            touched[stream] = None
+                            self.touched(stream)
+                            self._offered += 1
+                yield 0.0
+        self._to_wake.extend(touched)
+        yield from self._wake()
+        if self._outbox:
+            # Threads that write need the interpreter's lock; without a rest they would overflow, not being slow.
+            while any(stream.crowded() for stream in touched):
+                yield 0.001
+
+    def _listeners(self, key: str | None) -> tuple[Stream, ...]:
+        if key is not None:
+            pool = self._pools.get(key)
+            return pool.snapshot() if pool is not None else ()
+        if self._everybody is None:
+            self._everybody = tuple(stream for stream in self._streams if stream.keys)
+        return self._everybody
+
+    def _wake(self) -> Iterator[float]:
+        while self._to_wake:
+            transport = self._to_wake.popleft().transport
+            if transport is not None:
+                transport.wake()
+            if len(self._to_wake) % _SLICE_STREAMS == 0:
+                yield 0.0
+        while self._to_close:
+            stream, reason = self._to_close.popleft()
+            stream.close(reason)
+            yield 0.0
+        while self._drops:
+            stream, count = self._drops.popleft()
+            if self.hooks.dropped is not None:
+                self._call(self.hooks.dropped, stream, count)
+            yield 0.0
+
+    def _heartbeat(self) -> Iterator[float]:
+        interval, patience = self.settings.ping_interval, self.settings.send_timeout
+        now = time.monotonic()
+        while interval:
+            with self.lock:
+                for _ in range(_SLICE_STREAMS):
+                    stream = next(iter(self._streams), None)
+                    if stream is None or stream.last_active + interval > now:
+                        interval = 0  # nobody after this one was silent for longer
+                        break
+                    if stream.writing_since and now - stream.writing_since > patience:
+                        self._to_close.append((stream, CloseReason.STALLED))
+                    elif stream.put_ping():
+                        self._to_wake.append(stream)
+                    stream.last_active = now
+                    self.touched(stream)
+            yield 0.0
+
+    def _end_the_old(self) -> Iterator[float]:
+        now = time.monotonic()
+        while self._ages and self._ages[0][0] <= now:
+            with self.lock:
+                stream = heapq.heappop(self._ages)[2]()
+            if stream is not None:
+                self._to_close.append((stream, CloseReason.ROTATED))
+            yield 0.0
+
+    def _next_due(self) -> float | None:
+        due = []
+        with self.lock:
+            silent = next(iter(self._streams), None)
+            if silent is not None and self.settings.ping_interval:
+                due.append(silent.last_active + self.settings.ping_interval)
+            if self._ages:
+                due.append(self._ages[0][0])
+        # Not more often than every 20 ms: thousands of streams would have a moment each.
+        return max(min(due) - time.monotonic(), 0.02) if due else None
+
+    # Opening and ending streams
+
+    def check_keys(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """Give the keys of one stream, each once; :class:`EventError` for a bad one or more than :data:`MAX_KEYS`."""
+        checked = tuple(dict.fromkeys(check_key(key) for key in keys))
+        if not 0 < len(checked) <= MAX_KEYS:
+            raise EventError(f"a stream listens to 1 to {MAX_KEYS} keys, not {len(checked)}")
+        return checked
+
+    def open(
+        self, keys: Iterable[str], transport: Transport, runtime: Runtime, *, last_event_id: str | None = None
+    ) -> Stream:
+        """Begin a stream that listens to ``keys``, and put what its client missed since ``last_event_id`` into it.
+
+        Raises :class:`StreamsFull` over a limit, :class:`EventError` for bad keys and :class:`BrokerError`; then
+        nothing is registered. An id that leads nowhere is no error: the stream begins with ``stream-reset``.
+        """
+        stream = Stream(self, self.check_keys(keys))
+        self._check_limits(stream.keys)
+        cursor = _CURSOR.match(last_event_id) if last_event_id else None
+        position = self._broker.cover(stream.keys, int(cursor[2]) if cursor is not None else None)
+        with self.lock:
+            # In one step, so that no event falls between what is replayed and what is offered.
+            while self._inbox:
+                self._take_in(self._inbox[0])
+                self._inbox.popleft()
+            if self._epoch != position.epoch:
+                self._enter(position.epoch, position.head)
+            stream.put_first([self._preamble(), *self._replay(stream.keys, last_event_id)])
+            stream.cursor = self._head
+            self._register(stream, transport)
+        self._start_flusher(runtime)
+        self._announce(stream)
+        return stream
+
+    def attach(self, stream: Stream, transport: Transport, runtime: Runtime) -> None:
+        """Begin a stream of one request, made by ``Stream(manager)``. Raises :class:`StreamsFull`."""
+        self._check_limits(())
+        with self.lock:
+            stream.put_first([self._preamble()])
+            if stream.reason is None:
+                self._register(stream, transport)
+            else:  # It said everything and ended before its response began.
+                stream.transport = transport
+        self._start_flusher(runtime)
+        self._announce(stream)
+
+    def _preamble(self) -> bytes:
+        """What every stream begins with: servers send no head before the first bytes of a body."""
+        retry = self.settings.retry
+        return (retry_block(retry) if retry is not None else b"") + b": open\n\n"
+
+    def _check_limits(self, keys: tuple[str, ...]) -> None:
+        everywhere, per_key = self.settings.max_clients, self.settings.max_clients_per_key
+        full: StreamsFull | None = None
+        if len(self._streams) >= everywhere:
+            full = StreamsFull(everywhere)
+        elif per_key is not None:
+            for key in keys:
+                if self.count(key) >= per_key:
+                    full = StreamsFull(per_key, key)
+        if full is not None:
+            self._refused += 1
+            raise full
+
+    def _register(self, stream: Stream, transport: Transport) -> None:
+        self._check_limits(stream.keys)
+        stream.transport = transport
+        stream.opened = stream.last_active = now = time.monotonic()
+        self._streams[stream] = None
+        self._everybody = None
+        for key in stream.keys:
+            pool = self._pools.get(key)
+            if pool is None:
+                pool = self._pools[key] = Pool(key)
+            pool.add(stream)
+            if self.settings.history_size:
+                self._window(key, now)  # so that its floor is where this stream began
+        if self.settings.max_age is not None:
+            age = self.settings.max_age * random.uniform(0.8, 1.0)  # noqa: S311  only spreads
+            heapq.heappush(self._ages, (now + age, id(stream), weakref.ref(stream)))
+        self._opened += 1
+
+    def _start_flusher(self, runtime: Runtime) -> None:
+        with self._flusher_lock:
+            if self._flusher is None or not self._flusher.alive:
+                self._flusher = runtime.start_flusher(self.flush)
+        self._flusher.wake()  # its next heartbeat may be due earlier now
+
+    def _announce(self, stream: Stream) -> None:
+        if self.hooks.opened is not None:
+            self._call(self.hooks.opened, stream)
+
+    def _call(self, hook: Callable[..., object], *arguments: Any) -> None:
+        try:
+            hook(*arguments)
+        except Exception:
+            logger.exception("a hook raised; the stream it was told of goes on")
+
+    def _replay(self, keys: tuple[str, ...], last_event_id: str | None) -> list[bytes]:
+        """What a client with this cursor gets before anything live. Under the lock."""
+        if not self.settings.history_size:
+            return []
+        now = time.monotonic()
+        windows = {key: self._windows[key] for key in (*keys, None) if key in self._windows}
+        for window in windows.values():
+            window.trim(now)
+        if not last_event_id:
+            latest = self.settings.join_history
+            missed = self._merge(windows.values(), 0)[-latest:] if latest else []
+            # The place where it began, so that one which is cut off before its first event misses nothing.
+            return [message.frame for message in missed] or [self._place()]
+        cursor, reason = self._find(last_event_id, windows.values())
+        if reason is None:
+            lost = [key for key in (*keys, None) if self._floor_of(key, windows) > cursor]
+            if not lost:
+                missed = self._merge(windows.values(), cursor)
+                self._replayed += len(missed)
+                return [message.frame for message in missed]
+            reason = "history"
+            keys = keys if None in lost else tuple(key for key in keys if key in lost)
+        self._resets += 1
+        return [self._reset(reason, keys)]
+
+    def _floor_of(self, key: str | None, windows: Mapping[str | None, Window]) -> int:
+        window = windows.get(key)
+        if window is not None:
+            return window.floor
+        # The window of what goes to all is never forgotten: without one, nothing ever did.
+        return self._floor if key is not None else 0
+
+    @staticmethod
+    def _merge(windows: Iterable[Window], after: int) -> list[Message]:
+        found = [message for window in windows for message in window.after(after)]
+        found.sort(key=lambda message: message.seq)
+        return found
+
+    def _find(self, last_event_id: str, windows: Iterable[Window]) -> tuple[int, str | None]:
+        """Give the sequence number that an id stands for, or why it stands for none."""
+        match = _CURSOR.match(last_event_id)
+        if match is not None and match[1] == self._epoch:
+            seq = int(match[2])
+            return seq, None if seq <= self._head else "unknown"
+        # In the windows of the stream's own keys alone: an id of another pool says nothing here.
+        places = [place for window in windows if (place := window.find(last_event_id)) is not None]
+        if places:
+            return max(places), None
+        return 0, "unknown" if match is None else "epoch"
+
+    def _place(self) -> bytes:
+        return Event(id=f"{self._epoch}-{self._head}").encode()
+
+    def _reset(self, reason: str, keys: Iterable[str]) -> bytes:
+        data = {"reason": reason, "keys": list(keys)}
+        return Event(
+            json.dumps(data, ensure_ascii=False), event="stream-reset", id=f"{self._epoch}-{self._head}"
+        ).encode()
+
+    def leave(self, stream: Stream, reason: CloseReason) -> bool:
+        """Take a stream out of everything. For the stream; users call its ``close``."""
+        with self.lock:
+            if stream.reason is not None:
+                return False
+            stream.reason = reason
+            if stream not in self._streams:
+                return True  # its response never began
+            del self._streams[stream]
+            self._everybody = None
+            self._closed[reason.value] += 1
+            now = time.monotonic()
+            for key in stream.keys:
+                pool = self._pools[key]
+                pool.discard(stream)
+                if not pool.streams:
+                    del self._pools[key]
+                if key in self._windows:
+                    self._windows[key].used = now
+        if self.hooks.closed is not None:
+            self._call(self.hooks.closed, stream, reason)
+        return True
+
+    def touched(self, stream: Stream) -> None:
+        """Put a stream behind all that were silent for longer. For the stream, under the lock."""
+        if self._streams.pop(stream, _ABSENT) is not _ABSENT:
+            self._streams[stream] = None
+
+    def dropped(self, stream: Stream, count: int) -> None:
+        """Count what an overflow policy dropped. For the stream, under the lock."""
+        self._dropped += count
+        if self.hooks.dropped is not None:
+            self._drops.append((stream, count))  # told by the flusher: no hook runs under the lock
+
+    def overflowed(self, stream: Stream) -> None:
+        """Remember to close a stream that is too slow. For the stream, under the lock."""
+        self._to_close.append((stream, CloseReason.SLOW))
+
+    def abandoned(self, stream: Stream) -> None:
+        """Remember to close a stream whose body was thrown away. From ``__del__``, so maybe under the lock."""
+        self._to_close.append((stream, CloseReason.PEER))
+        if self._flusher is not None:
+            self._flusher.wake()
+
+    # Looking and closing
+
+    def count(self, key: str) -> int:
+        """How many streams of this process listen to ``key``."""
+        pool = self._pools.get(key)
+        return len(pool.streams) if pool is not None else 0
+
+    def count_all(self) -> int:
+        """How many streams this process has, those of one request included."""
+        return len(self._streams)
+
+    def keys(self) -> list[str]:
+        """The keys that have streams in this process."""
+        with self.lock:
+            return list(self._pools)
+
+    def streams(self, key: str) -> list[Stream]:
+        """The streams of this process that listen to ``key``."""
+        with self.lock:
+            return list(self._listeners(check_key(key)))
+
+    def close(self, key: str, *, reconnect: bool = False) -> int:
+        """End every stream of this process that listens to ``key``, whatever else it listens to; say how many.
+
+        For good: the client gets the event ``SSE_CLOSE_EVENT`` with the id ``end``, and its next request is
+        answered 204, at which an EventSource stops. With ``reconnect=True`` it comes back after a jittered
+        ``SSE_RETRY`` and gets what it missed.
+        """
+        return self._end(self.streams(key), reconnect)
+
+    def close_all(self, *, reconnect: bool = False) -> int:
+        """End every stream of this process; as :meth:`close` in everything else."""
+        with self.lock:
+            streams = list(self._streams)
+        return self._end(streams, reconnect)
+
+    def _end(self, streams: list[Stream], reconnect: bool) -> int:
+        for stream in streams:
+            if reconnect:
+                stream.close(CloseReason.ROTATED, self._jittered_retry(0.5, 1.5))
+            else:
+                name = stream.close_event
+                last = Event("" if name is not None else None, event=name, id=END_ID)
+                stream.close(CloseReason.KICKED, last.encode())
+        return len(streams)
+
+    def _jittered_retry(self, low: float, high: float) -> bytes:
+        base = self.settings.retry or 1000
+        return retry_block(round(base * random.uniform(low, high)))  # noqa: S311  only spreads
+
+    def full_body(self) -> bytes:
+        """What a browser is answered over a limit: it comes back between once and three times ``SSE_RETRY`` later."""
+        return self._jittered_retry(1.0, 3.0) + b": full\n\n"
+
+    def drain(self) -> int:
+        """End every stream with reason ``shutdown`` and its own jittered ``retry:``; say how many.
+
+        The clients come back spread over ``SSE_DRAIN_SECONDS`` and get what they missed, if the broker outlives
+        this process.
+        """
+        with self.lock:
+            streams = list(self._streams)
+        spread = self.settings.drain_seconds * 1000
+        for stream in streams:
+            wait = (self.settings.retry or 0) + random.uniform(0, spread)  # noqa: S311  only spreads
+            stream.close(CloseReason.SHUTDOWN, retry_block(round(wait)))
+        return len(streams)
+
+    def stats(self) -> Stats:
+        """The numbers of this process at this moment."""
+        with self.lock:
+            return Stats(
+                streams=len(self._streams),
+                keys=len(self._pools),
+                windows=len(self._windows),
+                outbox=len(self._outbox),
+                opened=self._opened,
+                closed=dict(self._closed),
+                refused=self._refused,
+                published=self._published,
+                offered=self._offered,
+                dropped=self._dropped,
+                replayed=self._replayed,
+                resets=self._resets,
+            )
+
+    def shutdown(self) -> None:
+        """End every stream, the flusher and the broker. The manager is of no further use."""
+        self.drain()
+        if self._flusher is not None:
+            self._flusher.stop()
+        self._broker.close()
+
+
+_ABSENT: Final = object()
+_managers: weakref.WeakSet[PoolManager] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for manager in list(_managers):
+        manager._begin()
+
+
+# A child shares no lock, thread, greenlet or log with its parent: two processes that number their own events must
+# not do so under one epoch.
+os.register_at_fork(after_in_child=_forked)

@@ -1,0 +1,402 @@
+"""One client's stream: a bounded queue and a cursor.
+
+A stream knows its transport and how it may end; it knows no socket, no broker and no other stream. Events come in
+by ``offer`` (from the flusher) and ``send`` (from anybody); bytes go out by ``take`` (from its transport). All of
+it happens under the lock of its owner, the pool manager, which no one holds while calling foreign code.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from _queue import Empty, SimpleQueue
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from types import TracebackType
+from typing import Any, Final, Protocol
+
+from .errors import EventError, StreamClosed
+from .event import END_ID, PING, Event, Message, to_text
+from .settings import Settings
+from .transports.base import Transport, Waiter
+
+__all__ = ["CloseReason", "Lock", "Stream", "StreamOwner"]
+
+logger = logging.getLogger("flask_sse_stream")
+
+# One write holds at most about so much: a replay of a thousand large events must not be joined into one object.
+_WRITE_BYTES: Final = 64 * 1024
+_PATIENCE: Final = 5
+
+
+class CloseReason(str, Enum):
+    """Every way in which a stream can end."""
+
+    PEER = "peer"  #: the client left
+    ENDED = "ended"  #: it said all it had to say; the client does not come back
+    KICKED = "kicked"  #: closed by the application
+    SLOW = "slow"  #: more was waiting than its queue may hold
+    STALLED = "stalled"  #: its socket took no byte for ``SSE_SEND_TIMEOUT``
+    EXPIRED = "expired"  #: the right to listen ran out
+    ROTATED = "rotated"  #: it was asked to come back, by ``reconnect=True`` or ``SSE_MAX_AGE``
+    SHUTDOWN = "shutdown"  #: the process is stopping
+    ERROR = "error"  #: the code that fed it raised
+
+    def __str__(self) -> str:
+        return self.value
+
+
+# Their transports may hang in a write, and what waits for them would only hold memory.
+_CUT: Final = {CloseReason.SLOW, CloseReason.STALLED}
+_DISCARD: Final = {*_CUT, CloseReason.PEER}
+
+
+class Lock:
+    """A lock of the operating system's also where gevent has replaced the standard library's.
+
+    It is held for microseconds and never across a wait, so blocking the thread for it is right: gevent's own
+    locks would put a native thread's fate into the hands of another thread's hub. ``_queue.SimpleQueue`` is the
+    one blocking primitive that monkey patching leaves alone and whose ``put`` may interrupt itself.
+
+    ``after_release`` runs each time the lock has been let go.
+    """
+
+    __slots__ = ("_after_release", "_token")
+
+    def __init__(self, after_release: Callable[[], None]) -> None:
+        self._token: SimpleQueue[None] = SimpleQueue()
+        self._token.put(None)
+        self._after_release = after_release
+
+    def try_acquire(self) -> bool:
+        """Take the lock if it is free, without waiting."""
+        try:
+            self._token.get_nowait()
+        except Empty:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Let go without the usual look at what happened meanwhile; the caller does that itself."""
+        self._token.put(None)
+
+    def __enter__(self) -> None:
+        self._token.get()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._token.put(None)
+        self._after_release()
+
+
+class StreamOwner(Protocol):
+    """What a stream needs of its pool manager."""
+
+    settings: Settings
+    lock: Lock
+
+    def dumps(self, value: Any) -> str:
+        """Express a value as JSON."""
+
+    def touched(self, stream: Stream) -> None:
+        """Something was put into the stream's queue. Called under the lock."""
+
+    def leave(self, stream: Stream, reason: CloseReason) -> bool:
+        """Take the stream out of everything, once: ``False`` if it had left already."""
+
+    def dropped(self, stream: Stream, count: int) -> None:
+        """The overflow policy dropped events. Called under the lock."""
+
+    def overflowed(self, stream: Stream) -> None:
+        """The stream is to be closed, since its queue is full. Called under the lock."""
+
+    def abandoned(self, stream: Stream) -> None:
+        """The stream is to be closed, since nobody will fetch its bytes. May be called from ``__del__``."""
+
+
+class Stream:
+    """One client, from its request to its :class:`CloseReason`.
+
+    ``keys``
+        the keys it listens to; none for a stream of one request.
+    ``cursor``
+        the sequence number of the last event it was offered.
+    ``reason``
+        how it ended, or ``None`` while it is open.
+    ``opened``, ``last_active``
+        monotonic times.
+
+    May be used from any thread. Made by ``sse.stream()`` and by opening a request, not by hand.
+    """
+
+    __slots__ = (
+        "__weakref__", "_bytes", "_callbacks", "_owner", "_patience", "_queue", "_uncounted", "close_event",
+        "cursor", "keys", "last_active", "opened", "reason", "room", "transport", "writing_since",
+    )  # fmt: skip
+
+    def __init__(self, owner: StreamOwner, keys: tuple[str, ...] = ()) -> None:
+        self._owner = owner
+        self.keys = keys
+        self.cursor = 0
+        self.reason: CloseReason | None = None
+        self.transport: Transport | None = None
+        self.close_event: str | None = owner.settings.close_event
+        self.room: Waiter | None = None  # where a producer of this stream's own waits while the queue is full
+        self.opened = self.last_active = time.monotonic()
+        self.writing_since = 0.0  # when its transport took bytes that it has not come back from; 0.0: it waits
+        self._queue: deque[bytes] = deque()
+        self._bytes = 0
+        self._uncounted = 0  # frames at the queue's head that the bounds do not count: the replay
+        self._patience = _PATIENCE
+        self._callbacks: list[Callable[[Stream, CloseReason], object]] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Stream keys={list(self.keys)} {self.reason or 'open'}, {len(self._queue)} waiting>"
+
+    # What users call
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended; what was sent before may still be on its way."""
+        return self.reason is not None
+
+    @property
+    def waiting(self) -> int:
+        """How many frames wait for the client."""
+        return len(self._queue)
+
+    def send(
+        self, data: Any = None, *, event: str | None = None, id: str | int | None = None, retry: int | None = None
+    ) -> None:
+        """Send one event to this client alone. It is in no history: whoever wants it replayed publishes it.
+
+        ``data`` is text, any value that JSON can express, or an :class:`~flask_sse_stream.Event`.
+
+        From the code that feeds a stream of its own request (``sse.stream(source)``) it waits while the client
+        has not read what is waiting; elsewhere it never waits, and a queue that is full takes the way of
+        ``SSE_OVERFLOW``. Raises :class:`StreamClosed` after the end and :class:`EventError` for a bad event.
+        """
+        self._send(self._event(data, event, id, retry))
+
+    def comment(self, text: str = "") -> None:
+        """Send a comment, which clients ignore. Raises as :meth:`send`."""
+        self._send(Event(comment=text))
+
+    def send_end(self, data: Any = None, *, event: str | None = None, retry: int | None = None) -> None:
+        """Send the last event and end the stream for good, with reason ``ended``.
+
+        The event is called ``SSE_CLOSE_EVENT`` unless ``event`` names another. It carries the id ``end``; a
+        browser comes back with that as its ``Last-Event-ID`` once, is answered 204, and stops.
+        """
+        if self.reason is not None:
+            raise StreamClosed(self.reason)
+        name = event if event is not None else self.close_event
+        if name is None and data is None:
+            last = Event(id=END_ID, retry=retry)
+        else:
+            last = self._event("" if data is None else data, name, END_ID, retry)
+        self.close(CloseReason.ENDED, last.encode())
+
+    def close(self, reason: CloseReason = CloseReason.KICKED, last: bytes = b"") -> None:
+        """End the stream after what is waiting was sent, and after ``last``. Ending it twice does nothing.
+
+        An EventSource that sees a stream end comes back; :meth:`send_end` tells it not to.
+        """
+        if not self._owner.leave(self, reason):
+            return
+        with self._owner.lock:
+            if reason in _DISCARD:
+                self._queue.clear()
+                self._bytes = self._uncounted = 0
+            elif last:
+                self._queue.append(last)
+            callbacks, self._callbacks = self._callbacks or [], None
+        transport, room = self.transport, self.room
+        if room is not None:
+            room.wake()
+        if transport is not None:
+            transport.wake()
+            if reason in _CUT:
+                transport.close()
+        for callback in callbacks:
+            self._call(callback, reason)
+
+    def on_close(self, callback: Callable[[Stream, CloseReason], object]) -> None:
+        """Call ``callback(stream, reason)`` when the stream ends; at once if it has.
+
+        It runs in the thread that ended the stream and must not block. What it raises is logged.
+        """
+        with self._owner.lock:
+            if self.reason is None:
+                if self._callbacks is None:
+                    self._callbacks = []
+                self._callbacks.append(callback)
+                return
+            reason = self.reason
+        self._call(callback, reason)
+
+    def _call(self, callback: Callable[[Stream, CloseReason], object], reason: CloseReason) -> None:
+        try:
+            callback(self, reason)
+        except Exception:
+            logger.exception("a callback of on_close raised")
+
+    def _event(self, data: Any, event: str | None, id: str | int | None, retry: int | None) -> Event:
+        if isinstance(data, Event):
+            if (event, id, retry) != (None, None, None):
+                raise EventError("event, id and retry belong into the Event that was given as data")
+            return data
+        return Event(None if data is None else to_text(data, self._owner.dumps), event=event, id=id, retry=retry)
+
+    def _send(self, event: Event) -> None:
+        frame = event.encode()
+        if not frame:
+            raise EventError("nothing to send: give data, or an event, id, retry or comment")
+        limit = self._owner.settings.max_event_bytes
+        if len(frame) > limit:
+            raise EventError(f"the event has {len(frame)} bytes, more than SSE_MAX_EVENT_BYTES={limit}")
+        while self.room is not None and self.reason is None and not self._has_room(len(frame)):
+            self.room.wait()
+        with self._owner.lock:
+            if self.reason is not None:
+                raise StreamClosed(self.reason)
+            fits = self._put(frame)
+            if fits:
+                self.last_active = time.monotonic()
+                self._owner.touched(self)
+        if not fits:
+            self.close(CloseReason.SLOW)
+            raise StreamClosed(CloseReason.SLOW)
+        if self.transport is not None:
+            self.transport.wake()
+
+    # What the pool manager calls, under the lock
+
+    def offer(self, message: Message) -> bool:
+        """Put a message into the queue, unless it is at or below the cursor; say whether the client has it coming."""
+        if message.seq <= self.cursor or self.reason is not None:
+            return False
+        if not self._put(message.frame):
+            self._owner.overflowed(self)
+            return False
+        self.cursor = message.seq
+        return True
+
+    def put_first(self, frames: list[bytes]) -> None:
+        """Put what a stream begins with before anything else; the bounds do not count it.
+
+        Its frames are shared with the windows, and a client that has a long history to catch up on is not slow.
+        """
+        self._queue.extendleft(reversed(frames))
+        self._uncounted = len(frames)
+
+    def put_reset(self, frame: bytes, head: int) -> None:
+        """Put the news that the log began anew; nothing of the old one follows."""
+        self.cursor = head
+        self._queue.append(frame)
+        self._bytes += len(frame)
+
+    def put_ping(self) -> bool:
+        """Put a heartbeat, unless something waits anyway. Says whether it did."""
+        if self._queue or self.reason is not None:
+            return False
+        self._put(PING)
+        return True
+
+    def crowded(self) -> bool:
+        """Whether its queue is more than half full though its transport may not have had its turn yet.
+
+        Says so a few times only, until bytes are taken again: one that hangs must not hold up the others.
+        """
+        settings = self._owner.settings
+        if 2 * len(self._queue) <= settings.queue_events and 2 * self._bytes <= settings.queue_bytes:
+            return False
+        self._patience -= 1
+        return self._patience >= 0
+
+    def _has_room(self, size: int) -> bool:
+        settings = self._owner.settings
+        waiting = len(self._queue) - self._uncounted
+        # An event that is larger than the whole queue may still be sent, alone.
+        return waiting < settings.queue_events and (not self._bytes or self._bytes + size <= settings.queue_bytes)
+
+    def _put(self, frame: bytes) -> bool:
+        policy = self._owner.settings.overflow
+        if not self._has_room(len(frame)):
+            if policy == "disconnect":
+                return False
+            if policy == "drop_newest":
+                self._owner.dropped(self, 1)
+                return True
+            if policy == "conflate":
+                self._conflate(frame)
+        dropped = 0
+        while not self._has_room(len(frame)):
+            self._drop_at(self._uncounted)
+            dropped += 1
+        if dropped:
+            self._owner.dropped(self, dropped)
+        self._queue.append(frame)
+        self._bytes += len(frame)
+        return True
+
+    def _drop_at(self, index: int) -> None:
+        self._bytes -= len(self._queue[index])
+        del self._queue[index]
+
+    def _conflate(self, newest: bytes) -> None:
+        """Keep the last frame of each event name; ``newest`` is about to follow."""
+        seen = {_name(newest)}
+        dropped = 0
+        for index in range(len(self._queue) - 1, self._uncounted - 1, -1):
+            name = _name(self._queue[index])
+            if name in seen:
+                self._drop_at(index)
+                dropped += 1
+            seen.add(name)
+        if dropped:
+            self._owner.dropped(self, dropped)
+
+    # What the transport calls
+
+    def abandon(self) -> None:
+        """End it soon, from where nothing may wait, not even for the lock: the body was thrown away."""
+        self._owner.abandoned(self)
+
+    def take(self) -> bytes | None:
+        """Give the next bytes for the client; ``b""``: nothing now; ``None``: nothing any more.
+
+        Several waiting frames come as one, up to about 64 KiB.
+        """
+        with self._owner.lock:
+            queue = self._queue
+            if not queue:
+                self.writing_since = 0.0
+                return b"" if self.reason is None else None
+            self._patience = _PATIENCE
+            frames: list[bytes] = []
+            size = 0
+            while queue and (not frames or size + len(queue[0]) <= _WRITE_BYTES):
+                frame = queue.popleft()
+                frames.append(frame)
+                size += len(frame)
+                if self._uncounted:
+                    self._uncounted -= 1
+                else:
+                    self._bytes -= len(frame)
+            self.writing_since = time.monotonic()
+        if self.room is not None:
+            self.room.wake()
+        return frames[0] if len(frames) == 1 else b"".join(frames)
+
+
+def _name(frame: bytes) -> bytes:
+    """Give the event name of a frame, ``b""`` for none."""
+    for line in frame.split(b"\n", 3)[:3]:  # the id and the name come first
+        if line.startswith(b"event: "):
+            return line
+        if line.startswith(b"data:"):
+            break
+    return b""

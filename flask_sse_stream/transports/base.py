@@ -1,0 +1,70 @@
+"""What a transport promises, and what it needs from the kind of server it runs under.
+
+A transport moves one stream's bytes to one client; it knows sockets and servers, and no keys. A runtime says how
+code waits and runs beside other code: standard library threads, or gevent's greenlets. The pool manager and the
+streams call these protocols and never ask which one they have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+__all__ = ["Flusher", "Runtime", "Task", "Transport", "Waiter"]
+
+
+class Transport(Protocol):
+    """Both methods return at once and may be called from any thread, greenlet or hub callback."""
+
+    def wake(self) -> None:
+        """The stream has something to say, or has ended."""
+
+    def close(self) -> None:
+        """Cut the client off without waiting for it: it may be the one that does not read."""
+
+
+class Waiter(Protocol):
+    """One connection's place to wait. Woken any number of times before a wait, that wait returns once, at once."""
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when woken, or after ``timeout`` seconds. For one waiting thread or greenlet at a time."""
+
+    def wake(self) -> None:
+        """Let the waiting one go on. From any thread; never blocks."""
+
+
+class Task(Protocol):
+    """Code that runs beside a stream."""
+
+    def stop(self) -> None:
+        """Ask it to end: at once where the runtime can interrupt it, else when it next touches its stream."""
+
+
+class Flusher(Protocol):
+    """Runs the pool manager's ``flush`` whenever there is something to do. One per process and manager."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread it lives in still runs."""
+
+    def wake(self) -> None:
+        """There is work. From any thread, hub callback or signal handler; never blocks."""
+
+    def give_turn(self) -> bool:
+        """Let the flusher run before the caller goes on. ``False``: the caller cannot wait here."""
+
+    def stop(self) -> None:
+        """End it."""
+
+
+class Runtime(Protocol):
+    """How to wait and to run code under the server that called us."""
+
+    def waiter(self) -> Waiter:
+        """Make a place to wait for the current thread or greenlet."""
+
+    def spawn(self, function: Callable[[], None]) -> Task:
+        """Run ``function`` beside, in an empty context: it must not hold the request's."""
+
+    def start_flusher(self, flush: Callable[[], float | None]) -> Flusher:
+        """Call ``flush`` again after as many seconds as it returns (0: after others had their turn), or when woken."""

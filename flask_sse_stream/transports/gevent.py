@@ -1,0 +1,189 @@
+"""gevent: how to wait and to run code where requests are greenlets.
+
+The only module that imports gevent. Nothing here patches anything.
+
+gevent's queues and events belong to the hub of one thread. From any other thread, ``Queue.put`` leaves the item
+lying until that hub happens to run (gevent issues 2045 and 347; measured with 25.9.1 to 26.9.0), so whatever
+comes from elsewhere goes through a :class:`Mailbox`: one atomic ``deque.append`` and one native ``async`` watcher.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import sys
+import weakref
+from _thread import get_ident
+from collections import deque
+from collections.abc import Callable
+from typing import Any, ClassVar, Final
+
+import gevent
+from gevent.event import Event as GreenletEvent
+from gevent.hub import Hub, get_hub
+
+from .base import Flusher, Task, Waiter
+
+__all__ = ["GeventRuntime", "in_gevent"]
+
+logger = logging.getLogger("flask_sse_stream")
+
+_BATCH: Final = 256  # calls of one drain; more would keep the loop from its sockets
+
+
+def in_gevent() -> bool:
+    """Say whether the current code is to wait as gevent does.
+
+    True in a gevent greenlet, and everywhere in a process whose threads are greenlets by monkey patching: there
+    the flusher's thread is one too, and a native wait would stop it.
+    """
+    if isinstance(gevent.getcurrent(), gevent.Greenlet):
+        return True
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+class Mailbox:
+    """Calls that other threads want made in a hub's thread. One for each hub."""
+
+    _of_hub: ClassVar[weakref.WeakKeyDictionary[Hub, Mailbox]] = weakref.WeakKeyDictionary()
+
+    @classmethod
+    def current(cls) -> Mailbox:
+        """Give the mailbox of the current thread's hub."""
+        hub = get_hub()
+        mailbox = cls._of_hub.get(hub)
+        if mailbox is None:
+            mailbox = cls._of_hub[hub] = cls(hub)
+        return mailbox
+
+    def __init__(self, hub: Hub) -> None:
+        self.thread = get_ident()
+        self._calls: deque[Callable[[], object]] = deque()
+        self.hub = weakref.ref(hub)
+        # ref=False: a program whose other work is done may end.
+        self._async: Any = hub.loop.async_(ref=False)
+        self._async.start(self._drain)
+
+    def post(self, call: Callable[[], object]) -> None:
+        """Have ``call`` made soon in the hub, where it must not block. From any thread or signal handler."""
+        self._calls.append(call)
+        self._async.send()
+
+    def _drain(self) -> None:
+        for _ in range(_BATCH):
+            try:
+                call = self._calls.popleft()
+            except IndexError:
+                return
+            try:
+                call()
+            except Exception:
+                logger.exception("a call from another thread failed")
+        self._async.send()
+
+
+class GeventWaiter:
+    """A place to wait for a greenlet; it belongs to the hub in which it was made."""
+
+    __slots__ = ("_event", "_mailbox")
+
+    def __init__(self) -> None:
+        self._mailbox = Mailbox.current()
+        self._event = GreenletEvent()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when woken, or after ``timeout`` seconds."""
+        self._event.wait(timeout)
+        self._event.clear()
+
+    def wake(self) -> None:
+        """Let the waiting greenlet go on."""
+        if self._event.is_set():
+            return
+        if get_ident() == self._mailbox.thread:
+            self._event.set()
+        else:
+            self._mailbox.post(self._event.set)
+
+
+class GeventTask:
+    """Runs in a greenlet of its own, which can be interrupted where it waits."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._mailbox = Mailbox.current()
+        context = contextvars.Context()
+        self._greenlet = gevent.spawn(context.run, function)
+
+    def stop(self) -> None:
+        """Raise ``GreenletExit`` where the task waits."""
+        if self._greenlet is gevent.getcurrent():
+            return  # It is the task that has ended its stream: let it go on to its own end.
+        if get_ident() == self._mailbox.thread:
+            self._greenlet.kill(block=False)
+        else:
+            self._mailbox.post(lambda: self._greenlet.kill(block=False))
+
+
+class GeventFlusher:
+    """One greenlet that runs the pool manager's ``flush``."""
+
+    def __init__(self, flush: Callable[[], float | None]) -> None:
+        self._flush = flush
+        self._mailbox = Mailbox.current()
+        self._event = GreenletEvent()
+        self._stopped = self._woken = False
+        self._greenlet = gevent.spawn(contextvars.Context().run, self._run)
+
+    def _run(self) -> None:
+        while not self._stopped:
+            # Before the work: a wake during it must not be lost.
+            self._woken = False
+            self._event.clear()
+            delay = self._flush()
+            if delay == 0.0:
+                gevent.sleep(0)
+            else:
+                self._event.wait(delay)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its greenlet can still run: the hub of a thread that ended is gone."""
+        hub = self._mailbox.hub()
+        return not self._greenlet.dead and hub is not None and hub.loop is not None
+
+    def wake(self) -> None:
+        """There is work."""
+        if not self._woken:
+            self._woken = True
+            self._mailbox.post(self._event.set)
+
+    def give_turn(self) -> bool:
+        """Let the flusher's greenlet run; in another thread, sleep a moment."""
+        current = gevent.getcurrent()
+        if current is self._greenlet or current is get_hub():
+            return False
+        # A greenlet of this hub lets it run; another thread's own hub just sleeps.
+        gevent.sleep(0 if get_ident() == self._mailbox.thread else 0.0005)
+        return True
+
+    def stop(self) -> None:
+        """Let the greenlet end."""
+        self._stopped = True
+        self.wake()
+
+
+class GeventRuntime:
+    """Greenlets: gevent's pywsgi, gunicorn's gevent workers, and any server in a monkey-patched process."""
+
+    def waiter(self) -> Waiter:
+        """Make a place to wait for a greenlet."""
+        return GeventWaiter()
+
+    def spawn(self, function: Callable[[], None]) -> Task:
+        """Run ``function`` in a greenlet."""
+        return GeventTask(function)
+
+    def start_flusher(self, flush: Callable[[], float | None]) -> Flusher:
+        """Start the flusher's greenlet."""
+        return GeventFlusher(flush)

@@ -1,0 +1,312 @@
+"""Streams for any WSGI application: :func:`respond` answers one request, :class:`SSEMiddleware` a path.
+
+It reads a request's environ, decides what to answer, and picks the transport and the runtime for the server that
+called. It knows no framework; the Flask extension is one of its users.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+from .errors import AccessDenied, BrokerError, EventError, StreamClosed, StreamsFull
+from .event import END_ID
+from .pools import PoolManager
+from .settings import Settings
+from .stream import CloseReason, Stream
+from .transports.base import Runtime
+from .transports.iterator import Body, IteratorTransport, ThreadRuntime
+from .transports.servers import client_socket, cut, tune
+
+__all__ = [
+    "SSEMiddleware",
+    "Source",
+    "accepts_event_stream",
+    "check_public",
+    "cors_headers",
+    "last_event_id",
+    "preflight_headers",
+    "respond",
+]
+
+logger = logging.getLogger("flask_sse_stream")
+
+Environ = Mapping[str, Any]
+StartResponse = Callable[..., Any]
+WSGIApplication = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
+Source = Iterable[Any] | Callable[[Stream], Any]
+"""What feeds a stream of one request: an iterable of events, or a function that is handed the stream."""
+
+CONTENT_TYPE: Final = "text/event-stream"
+_LAST_EVENT_ID_PARAM: Final = "lastEventId"
+_PREFLIGHT_SECONDS: Final = "86400"
+# The server owns the first three (PEP 3333 forbids applications to send hop-by-hop headers); the length is unknown.
+_NEVER_SENT: Final = {"connection", "keep-alive", "transfer-encoding", "content-length"}
+
+
+def respond(
+    manager: PoolManager,
+    environ: Environ,
+    start_response: StartResponse,
+    *,
+    keys: Sequence[str] | None = None,
+    stream: Stream | None = None,
+    source: Source | None = None,
+    headers: Iterable[tuple[str, str]] = (),
+) -> Iterable[bytes]:
+    """Answer one request with a stream, as a WSGI application does; return the body.
+
+    Without ``stream`` and ``source``, the stream listens to ``keys``: by default those that the query names, if
+    ``SSE_PUBLIC_KEYS`` opens them (else 403), or ``SSE_DEFAULT_KEY``. Keys that are given are not checked again.
+    It replays what was missed since ``Last-Event-ID`` (or ``?lastEventId=``); only GET opens it, HEAD is answered
+    the headers, OPTIONS what CORS needs, other methods 405, bad keys 400.
+
+    With ``source``, or with ``stream`` made by ``Stream(manager)``, it is a stream of this request alone, by any
+    method. ``source`` is an iterable of events (text, JSON values, :class:`~flask_sse_stream.Event`), which runs
+    beside the response and is closed as soon as the client is known to have left; or a function that is handed
+    the stream. At its end the stream is sent ``SSE_CLOSE_EVENT`` with the id ``end``; if it raises, the stream
+    ends with reason ``error`` and the client does not see why.
+
+    ``headers`` are added to, and override, the stream's own and ``SSE_HEADERS``.
+    """
+    settings = manager.settings
+    method = environ.get("REQUEST_METHOD", "GET")
+    of_request = stream is not None or source is not None
+    if not of_request:
+        if method == "OPTIONS":
+            start_response("204 No Content", [*preflight_headers(settings, environ), ("Allow", "GET, HEAD, OPTIONS")])
+            return []
+        if method not in ("GET", "HEAD"):
+            return _refuse(start_response, "405 Method Not Allowed", "", ("Allow", "GET, HEAD, OPTIONS"))
+    cursor = last_event_id(environ)
+    if cursor == END_ID:
+        # The one answer at which an EventSource stops (HTML standard, 9.2.2): the stream was over for good.
+        if stream is not None:
+            stream.close(CloseReason.ENDED)
+        _close_source(source)
+        start_response("204 No Content", cors_headers(settings, environ))
+        return []
+    if not of_request:
+        try:
+            keys = manager.check_keys(_requested_keys(settings, environ) if keys is None else keys)
+        except AccessDenied as error:
+            return _refuse(start_response, "403 Forbidden", str(error), *cors_headers(settings, environ))
+        except (EventError, ValueError) as error:
+            return _refuse(start_response, "400 Bad Request", str(error), *cors_headers(settings, environ))
+    head = _headers(settings, environ, headers)
+    if method == "HEAD":
+        if stream is not None:
+            stream.close(CloseReason.PEER)
+        _close_source(source)
+        start_response("200 OK", head)
+        return []
+
+    runtime = _runtime()
+    waiter = runtime.waiter()
+    client = client_socket(environ)
+    transport = IteratorTransport(waiter, functools.partial(cut, client) if client is not None else None)
+    try:
+        if of_request:
+            if stream is None:
+                stream = Stream(manager)
+            manager.attach(stream, transport, runtime)
+        else:
+            stream = manager.open(keys or (), transport, runtime, last_event_id=cursor)
+    except (StreamsFull, BrokerError) as error:
+        if stream is not None:
+            stream.close(CloseReason.KICKED)
+        _close_source(source)
+        logger.warning("a stream was refused: %s", error)
+        if settings.when_full == "503":
+            wait = max(1, round((settings.retry or 1000) / 1000))
+            return _refuse(
+                start_response,
+                "503 Service Unavailable",
+                str(error),
+                ("Retry-After", str(wait)),
+                *cors_headers(settings, environ),
+            )
+        # Any status but 200 would make a browser give up for ever (HTML standard, 9.2.2).
+        start_response("200 OK", head)
+        return [manager.full_body()]
+    if client is not None:
+        tune(client, settings.send_buffer)
+    task = None
+    if source is not None:
+        stream.room = runtime.waiter()
+        task = runtime.spawn(_feeder(stream, source))
+    body = Body(stream, waiter, task)
+    start_response("200 OK", head)
+    return body
+
+
+class SSEMiddleware:
+    """A WSGI application that answers ``SSE_PATH`` with streams and leaves everything else to ``application``."""
+
+    def __init__(self, application: WSGIApplication, manager: PoolManager) -> None:
+        self.application = application
+        self.manager = manager
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request."""
+        if environ.get("PATH_INFO") == self.manager.settings.path:
+            return respond(self.manager, environ, start_response)
+        return self.application(environ, start_response)
+
+
+def _runtime() -> Runtime:
+    # Where nobody has imported gevent, no server of gevent's has called us.
+    if "gevent" in sys.modules:
+        from .transports.gevent import GeventRuntime, in_gevent
+
+        if in_gevent():
+            return GeventRuntime()
+    return ThreadRuntime()
+
+
+# What feeds a stream of one request
+
+
+def _feeder(stream: Stream, source: Source) -> Callable[[], None]:
+    def run() -> None:
+        try:
+            _exhaust(stream, source)
+        except StreamClosed:
+            pass  # The client left, or somebody ended the stream: what the source has to say, nobody reads.
+        except Exception:
+            logger.exception("the source of a stream raised; its client is not told why")
+            stream.close(CloseReason.ERROR)
+
+    return run
+
+
+def _exhaust(stream: Stream, source: Source) -> None:
+    if callable(source):
+        produced = source(stream)
+        source = produced if isinstance(produced, Iterator) else ()
+    try:
+        for item in source:
+            stream.send(item)
+    finally:
+        # Before the stream's end is sent, for after that this code may be stopped anywhere.
+        _close_source(source)
+    if not stream.closed:
+        stream.send_end()
+
+
+def _close_source(source: Source | None) -> None:
+    close = getattr(source, "close", None)
+    if close is not None:
+        close()
+
+
+# Reading the request
+
+
+def last_event_id(environ: Environ) -> str | None:
+    """Give the request's cursor: the header ``Last-Event-ID``, else the query's ``lastEventId``, else ``None``.
+
+    WSGI hands headers over as Latin-1; browsers send UTF-8. What is neither is some text that no event has as id.
+    """
+    header = environ.get("HTTP_LAST_EVENT_ID")
+    if header:
+        return str(header).encode("latin-1", "replace").decode("utf-8", "replace")
+    try:
+        found = _query(environ).get(_LAST_EVENT_ID_PARAM)
+    except ValueError:
+        return None
+    return (found[-1] or None) if found else None
+
+
+def _query(environ: Environ) -> dict[str, list[str]]:
+    raw = str(environ.get("QUERY_STRING", "")).encode("latin-1", "replace").decode("utf-8", "replace")
+    return parse_qs(raw, keep_blank_values=True, max_num_fields=1000)
+
+
+def _requested_keys(settings: Settings, environ: Environ) -> list[str]:
+    keys = _query(environ).get(settings.key_param) or [settings.default_key]
+    check_public(settings, keys)
+    return keys
+
+
+def check_public(settings: Settings, keys: Iterable[str]) -> None:
+    """Raise :class:`AccessDenied` if a key matches none of ``SSE_PUBLIC_KEYS``."""
+    for key in keys:
+        if not any(fnmatch.fnmatchcase(key, pattern) for pattern in settings.public_keys):
+            raise AccessDenied(f"the key {key!r:.80} is not open to everybody")
+
+
+def accepts_event_stream(accept: str) -> bool:
+    """Say whether an ``Accept`` header admits ``text/event-stream`` (RFC 9110, section 12.5.1); an empty one does."""
+    best = (-1, 0.0)  # the most specific range that matches decides
+    for part in accept.split(","):
+        media, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        if media not in ("*/*", "text/*", CONTENT_TYPE):
+            continue
+        quality = 1.0
+        for parameter in parameters:
+            name, _, value = parameter.partition("=")
+            if name.strip() == "q":
+                try:
+                    quality = float(value)
+                except ValueError:
+                    quality = 0.0
+        best = max(best, (("*/*", "text/*", CONTENT_TYPE).index(media), quality))
+    return not accept.strip() or best[1] > 0
+
+
+# Writing the answer
+
+
+def _headers(settings: Settings, environ: Environ, extra: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    ours = [
+        ("Content-Type", CONTENT_TYPE),
+        # no-transform: a proxy that compresses would hold events back until its buffer is full.
+        ("Cache-Control", "no-cache, no-transform"),
+        ("X-Accel-Buffering", "no"),  # nginx
+        *cors_headers(settings, environ),
+    ]
+    return _merged(ours, _merged(list(settings.headers.items()), extra))
+
+
+def _merged(base: Iterable[tuple[str, str]], over: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    over = [item for item in over if item[0].lower() not in _NEVER_SENT]
+    names = {name.lower() for name, _ in over} - {"vary"}
+    return [item for item in base if item[0].lower() not in names] + over
+
+
+def cors_headers(settings: Settings, environ: Environ) -> list[tuple[str, str]]:
+    """Give the headers that let a listed origin's page read the answer; none by default."""
+    if not settings.cors_origins:
+        return []
+    if "*" in settings.cors_origins:
+        return [("Access-Control-Allow-Origin", "*")]
+    vary = ("Vary", "Origin")
+    origin = environ.get("HTTP_ORIGIN")
+    return [("Access-Control-Allow-Origin", origin), vary] if origin in settings.cors_origins else [vary]
+
+
+def preflight_headers(settings: Settings, environ: Environ) -> list[tuple[str, str]]:
+    """Give what a browser asks before it reconnects across origins with an unusual ``Last-Event-ID``."""
+    allowed = cors_headers(settings, environ)
+    if not any(name == "Access-Control-Allow-Origin" for name, _ in allowed):
+        return allowed
+    return [
+        *allowed,
+        ("Access-Control-Allow-Methods", "GET"),
+        ("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control"),
+        ("Access-Control-Max-Age", _PREFLIGHT_SECONDS),
+    ]
+
+
+def _refuse(start_response: StartResponse, status: str, message: str, *headers: tuple[str, str]) -> list[bytes]:
+    body = (message or status[4:]).encode() + b"\n"
+    start_response(
+        status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))), *headers]
+    )
+    return [body]
