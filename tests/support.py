@@ -1,0 +1,105 @@
+"""What tests share: real servers as subprocesses on free ports, with their logs kept, and waiting for conditions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+T = TypeVar("T")
+ROOT = Path(__file__).parent.parent
+
+
+def wait_for(condition: Callable[[], T], what: str, seconds: float = 15.0) -> T:
+    """Give the condition's first true value; fail with ``what`` if there is none in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what} (last: {value!r})")
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    """Give a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A subprocess that listens on ``port``; its output is in ``log``, a file's text."""
+
+    def __init__(self, command: list[str], port: int, log: Path, env: dict[str, str] | None = None) -> None:
+        self.command = command
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.log_path = log
+        self.env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self) -> Server:
+        output: IO[Any]
+        with self.log_path.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command, stdout=output, stderr=output, env=self.env, cwd=ROOT, start_new_session=True
+            )
+        wait_for(self._listens, f"{self.command} listens on {self.port}", 30)
+        return self
+
+    def _listens(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise AssertionError(f"{self.command} ended with {self.process.returncode}:\n{self.log}")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            return True
+        return False
+
+    def stop(self, how: int = signal.SIGTERM, seconds: float = 10.0) -> None:
+        """End the process and all its children; by force where it does not end in time."""
+        if self.process is None:
+            return
+        for signum, patience in ((how, seconds), (signal.SIGKILL, 10.0)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signum)
+            try:
+                self.process.wait(patience)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        with contextlib.suppress(ProcessLookupError):  # workers whose master is gone
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process = None
+
+
+@contextlib.contextmanager
+def serving(command: list[str], port: int, log: Path, env: dict[str, str] | None = None) -> Iterator[Server]:
+    """Run ``command``, which listens on ``port``, for as long as the block lasts."""
+    server = Server(command, port, log, env)
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+def python(*arguments: str) -> list[str]:
+    """Give the command that runs this interpreter."""
+    return [sys.executable, *arguments]
