@@ -12,14 +12,19 @@ monkey.patch_all()  # before every other import, so that they all get the cooper
 import os
 import signal
 import time
+import uuid
+from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import gevent
+import gevent.event
 import psutil
 from flask import Flask, Response, abort, render_template, request
 from gevent.pywsgi import WSGIServer
 
 from flask_sse_stream import SSE, Event
+from flask_sse_stream.extension import stream_closed, stream_opened
 
 ROOMS = {"lobby": "Lobby", "kitchen": "Kitchen", "garden": "Garden"}
 TICKS_PER_SECOND = 4
@@ -27,39 +32,53 @@ CUT_SECONDS = 5
 IDLE_SECONDS = 60
 
 app = Flask(__name__)
-# A page that comes without a cursor is given the last events of its pools: charts with a past, the talk of the room.
-sse = SSE(app, join_history=120)
+# A page that is new gets the last so many events of its pools together, so that its charts begin with a past.
+sse = SSE(app, join_history=300)
+# The talk of each room; in an application of several processes that would be a table of a database.
+talks: dict[str, deque[dict[str, Any]]] = {room: deque(maxlen=100) for room in ROOMS}
+listeners_changed = gevent.event.Event()
 
 
 @app.get("/")
 def index() -> Response:
-    page = render_template("index.html", rooms=ROOMS, cut_seconds=CUT_SECONDS, now=time.time())
+    page = render_template("index.html", rooms=ROOMS, cut_seconds=CUT_SECONDS, now=time.time(), tab=uuid.uuid4())
     # 'self' is the proof that the page needs no other host; and a kept page would tell an old time.
     headers = {"Content-Security-Policy": "default-src 'self'", "Cache-Control": "no-store"}
     return Response(page, headers=headers)
 
 
-@app.post("/chat/<room>")
-def say(room: str) -> tuple[str, int]:
-    """Hand one message to everybody in the room; the log of the pool is the room's history."""
-    # JSON and not a form: a page of another origin could post a form here without being asked.
-    message = request.get_json()
+@app.get("/chat/<room>")
+def talk(room: str) -> list[dict[str, Any]]:
+    """Give what was said so far. The page asks when its stream is open, so that nothing falls in between."""
     if room not in ROOMS:
         abort(404)
-    if not isinstance(message, dict):
-        abort(400, "a message is an object with a name and a text")
-    name, text = (" ".join(str(message.get(field, "")).split()) for field in ("name", "text"))
-    if not 0 < len(name) <= 24 or not 0 < len(text) <= 500:
-        abort(400, "a name has 1 to 24 characters, a text 1 to 500")
-    sse.publish(f"room-{room}", {"room": room, "name": name, "text": text, "at": time.time()}, event="said")
+    return list(talks[room])
+
+
+@app.post("/chat/<room>")
+def say(room: str) -> tuple[str, int]:
+    """Hand one message to everybody in the room."""
+    if room not in ROOMS:
+        abort(404)
+    # JSON and not a form: any page of the web can have a browser post a form to here.
+    message = request.get_json()
+    said: dict[str, Any] = {"at": time.time()}
+    for field, most in (("name", 24), ("text", 500)):
+        value = message.get(field) if isinstance(message, dict) else None
+        if not isinstance(value, str) or not 0 < len(value.strip()) <= most:
+            abort(400, f"a message has a {field} of 1 to {most} characters")
+        said[field] = value.strip()
+    # The id by which the page knows a message that comes to it both ways.
+    talks[room].append(said | {"id": sse.publish(f"room-{room}", said, event="said")})
     return "", 204
 
 
-@app.post("/cut/<tab>")
-def cut(tab: str) -> tuple[str, int]:
+@app.post("/cut/<uuid:tab>")
+def cut(tab: uuid.UUID) -> tuple[str, int]:
     """End the stream of one tab. Each has a pool to itself beside the shared ones, so the others stay as they are."""
-    sse.publish(f"tab-{tab}", retry=CUT_SECONDS * 1000)  # the browser comes back after so long, with its cursor
-    sse.close(f"tab-{tab}", reconnect=True)
+    for stream in sse.streams(f"tab-{tab}"):
+        stream.send(retry=CUT_SECONDS * 1000)  # the browser comes back after so long, with its cursor
+        stream.close()
     return "", 204
 
 
@@ -114,16 +133,22 @@ def publish_ticks() -> None:
         sse.publish("ticks", {"number": number, "at": time.time()}, event="tick")
 
 
+@stream_opened.connect_via(app)
+@stream_closed.connect_via(app)
+def note_change(*_: object, **__: object) -> None:
+    """Only set a flag: this is called wherever a stream begins or ends, and must not keep that from going on."""
+    listeners_changed.set()
+
+
 def publish_listeners() -> None:
     """Publish how many streams each pool has, when that has changed."""
-    before = None
+    keys = ["machine", "ticks", *(f"room-{room}" for room in ROOMS)]
     while True:
-        gevent.sleep(0.5)
-        keys = ["machine", "ticks", *(f"room-{room}" for room in ROOMS)]
-        now = {"total": sse.count_all(), "pools": {key: sse.count(key) for key in keys}}
-        if now != before:
-            sse.publish("listeners", now, event="listeners")
-            before = now
+        listeners_changed.wait()
+        gevent.sleep(0.2)  # a page that is loaded anew ends one stream and begins another: tell it once
+        listeners_changed.clear()
+        pools = {key: sse.count(key) for key in keys}
+        sse.publish("listeners", {"total": sse.count_all(), "pools": pools}, event="listeners")
 
 
 def main() -> None:

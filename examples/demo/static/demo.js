@@ -9,17 +9,16 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
 
 // -- the connection ---------------------------------------------------------------------------------------
 
-// A pool of this tab's own, which the server can end without touching the others. randomUUID would need https.
-const TAB = Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+// A pool of this page's own, which the server can end without touching the others.
+const TAB = document.body.dataset.tab;
 // EventSource answers a refusal by giving up, and then it is the page's turn to try again.
 const REOPEN_AFTER = 3000;
 
 const connection = {
   source: null,
   room: null,
-  // A new EventSource has no cursor: the server sends the latest events of each pool, also what we had before.
-  joining: true,
-  heard: false,
+  // The id of the latest event. An EventSource keeps it for its own reconnects, but a new one has to be told.
+  cursor: "",
   // From a (re)connection until the first number that was made after it, everything comes out of the log.
   replaying: true,
   openedAt: 0,
@@ -31,22 +30,23 @@ const connection = {
 function connect(room) {
   connection.source?.close();
   clearTimeout(connection.reopening);
-  Object.assign(connection, { room, joining: true, heard: false, replaying: true });
+  connection.room = room;
   showState("connecting");
 
   const keys = ["machine", "ticks", "listeners", `room-${room}`, `tab-${TAB}`];
   const query = new URLSearchParams(keys.map((key) => ["connectKey", key]));
+  if (connection.cursor) query.set("lastEventId", connection.cursor);
   const source = (connection.source = new EventSource(`/stream?${query}`));
 
   source.onopen = () => {
     connection.openedAt = performance.now();
     connection.replaying = true;
     showState("live");
+    // Only now: what is said from here on comes through the stream, so nothing can fall between the two.
+    if (!talk.complete) talk.load(room);
   };
   source.onerror = () => {
     showState("cut");
-    // Who has heard something has a cursor, with which the browser reconnects by itself: no more joining.
-    if (connection.heard) connection.joining = false;
     if (source.readyState === EventSource.CLOSED) {
       connection.reopening = setTimeout(() => connect(connection.room), REOPEN_AFTER);
     }
@@ -54,8 +54,8 @@ function connect(room) {
 
   const listen = (name, handle) =>
     source.addEventListener(name, (event) => {
-      connection.heard = true;
-      handle(JSON.parse(event.data));
+      connection.cursor = event.lastEventId;
+      handle(JSON.parse(event.data), event.lastEventId);
     });
   listen("machine", showSample);
   listen("tick", showTick);
@@ -68,6 +68,7 @@ function connect(room) {
     strip.reset();
     charts.reset();
     talk.reset();
+    connection.cursor = "";
     connect(connection.room);
   });
 }
@@ -76,7 +77,7 @@ function showState(state) {
   document.body.dataset.state = state;
   $("cut").disabled = state !== "live";
   $("state").textContent = { connecting: "Connecting", live: "Live", cut: "Reconnecting" }[state];
-  strip.setConnected(state !== "cut");
+  strip.setConnected(state === "live");
 }
 
 let noticeEnds = null;
@@ -152,10 +153,11 @@ const charts = {
         ],
         series: [
           {},
-          ...series.map(({ paint, filled }) => ({
+          ...series.map(({ paint, filled, dash }) => ({
             stroke: () => colour(paint),
             fill: filled ? () => `${colour(paint)}22` : undefined,
             width: 2,
+            dash,
             points: { show: false },
           })),
         ],
@@ -223,7 +225,6 @@ const charts = {
 };
 
 function showSample(sample) {
-  if (sample.at <= charts.now()) return; // had before, and sent again because we joined anew
   charts.push(sample);
   const used = (sample.memory_used / 2 ** 30).toFixed(1);
   const total = (sample.memory_total / 2 ** 30).toFixed(1);
@@ -241,7 +242,8 @@ function drawCharts() {
     show: put("memory"),
   });
   charts.add("network", {
-    series: [{ field: "received", paint: "live", filled: true }, { field: "sent", paint: "sent" }],
+    // Dashed, since on one machine the two are often equal.
+    series: [{ field: "received", paint: "live", filled: true }, { field: "sent", paint: "sent", dash: [5, 4] }],
     label: (value) => bytes(value).join(" "),
     show: (values) =>
       ["received", "sent"].forEach((id, i) => {
@@ -294,8 +296,7 @@ const strip = {
   take(number, kind) {
     if (kind !== "before") {
       if (number <= this.highest) {
-        // Who joins anew is sent what it had; who reconnects with a cursor must not be.
-        if (!connection.joining) this.counts.doubled += 1;
+        this.counts.doubled += 1;
         return this.showCounts();
       }
       if (this.highest) {
@@ -315,14 +316,17 @@ const strip = {
 
   // The server goes on counting while we hear nothing, at a pace that is known: draw the numbers we miss.
   setConnected(connected) {
-    clearInterval(this.guessing);
-    this.guessing = null;
-    if (connected || !this.highest) return;
+    if (connected) {
+      clearInterval(this.guessing);
+      this.guessing = null;
+    }
+    if (connected || this.guessing || !this.highest) return;
     this.guessed = this.highest;
     this.missedBefore = this.counts.replayed;
     const begun = performance.now();
     this.guessing = setInterval(() => {
-      const due = this.highest + Math.floor((performance.now() - begun) / TICK_EVERY);
+      const ago = Math.floor((performance.now() - begun) / TICK_EVERY);
+      const due = this.highest + Math.min(ago, CELLS - 3); // no further than once round
       while (this.guessed < due) this.paint((this.guessed += 1), "missed");
     }, 100);
   },
@@ -348,7 +352,7 @@ function showTick({ number, at }) {
   connection.offset = Math.min(connection.offset, now - at * 1000);
   const made = at * 1000 + connection.offset;
   if (connection.replaying && made >= connection.openedAt) {
-    connection.replaying = connection.joining = false;
+    connection.replaying = false;
     const { received, replayed, lost, doubled } = strip.counts;
     if (strip.missedBefore !== undefined && strip.missedBefore < replayed) {
       $("replay-says").textContent =
@@ -377,9 +381,31 @@ const clockTime = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: 
 
 const talk = {
   list: $("talk"),
+  messages: new Map(), // by id
+  complete: false,
   last: null,
 
-  add(message, missed) {
+  // What was said before comes by an ordinary request, what is said now through the stream; some comes both ways.
+  async load(room) {
+    this.complete = true;
+    try {
+      const answer = await fetch(`/chat/${room}`);
+      if (!answer.ok) throw new Error();
+      const earlier = await answer.json();
+      if (room !== connection.room) return; // gone on to another room meanwhile
+      const since = this.messages;
+      this.reset();
+      this.complete = true;
+      for (const message of earlier) this.add(message.id, message, false);
+      for (const [id, { message, missed }] of since) this.add(id, message, missed);
+    } catch {
+      this.complete = false; // the next connection tries again
+    }
+  },
+
+  add(id, message, missed) {
+    if (this.messages.has(id)) return;
+    this.messages.set(id, { message, missed });
     const nearEnd = this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight < 60;
     const at = new Date(message.at * 1000);
     const item = document.createElement("li");
@@ -402,19 +428,21 @@ const talk = {
 
   reset() {
     this.list.replaceChildren();
+    this.messages = new Map();
+    this.complete = false;
     this.last = null;
     $("empty").hidden = false;
   },
 };
 
-function showMessage(message) {
-  talk.add(message, connection.replaying && !connection.joining);
+function showMessage(message, id) {
+  talk.add(id, message, connection.replaying && strip.highest > 0);
 }
 
 for (const radio of document.querySelectorAll("[name=room]")) {
   radio.addEventListener("change", () => {
     talk.reset();
-    connect(radio.value); // the room's past comes with the stream
+    connect(radio.value);
   });
 }
 
