@@ -30,7 +30,7 @@ from harness import (
     running,
     write_json,
 )
-from load import BenchmarkError, Load, Round
+from load import BenchmarkError, Load, Round, build
 
 FIGURES = (
     Figure("deliveries_per_second", "back to back: deliveries a second", more_is_better=True),
@@ -112,6 +112,7 @@ def main() -> None:
     if min(*options.clients, options.rounds, options.paced_events, options.events or 1, 10**9) < 1:
         parser.error("clients, events and rounds start at 1")
     allow_files(max(options.clients))
+    build()  # before anything is started: a missing compiler shall be told at once
     cores = Cores.choose()
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
     if cores.server is None:

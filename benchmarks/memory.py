@@ -27,7 +27,7 @@ from harness import (
     running,
     write_json,
 )
-from load import BenchmarkError, Load
+from load import BenchmarkError, Load, build
 
 FIGURES = (
     Figure("bytes_per_client", "resident memory of an idle client, bytes"),
@@ -83,6 +83,7 @@ def main() -> None:
     if min(*options.clients, options.rounds, 10**9) < 1 or options.seconds <= 0:
         parser.error("clients and rounds start at 1, and seconds above 0")
     allow_files(max(options.clients))
+    build()  # before anything is started: a missing compiler shall be told at once
     cores = Cores.choose()
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
     if cores.server is None:
