@@ -86,7 +86,7 @@ define from-debian
 endef
 
 # A compiler without the C library's headers is no compiler; asking it is surer than looking for files.
-find-compiler = printf '\043include <stdio.h>\n' | gcc -fsyntax-only -x c - 2>/dev/null \
+find-compiler = printf '\043include <stdio.h>\n' | cc -fsyntax-only -x c - 2>/dev/null \
 	|| missing="$$missing gcc libc6-dev"
 
 test-programs:
