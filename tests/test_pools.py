@@ -1,0 +1,844 @@
+"""Pools: who gets what, what a client that comes back gets, and what is left when all have gone."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import os
+import signal
+import threading
+import weakref
+
+import pytest
+from fakes import Clock, House, RecordingTransport
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from support import wait_for
+
+from flask_sse_stream.brokers.memory import MemoryBroker
+from flask_sse_stream.errors import EventError, SettingsError, StreamsFull
+from flask_sse_stream.event import Event
+from flask_sse_stream.pools import MAX_KEYS, PoolManager, check_key
+from flask_sse_stream.settings import Settings
+from flask_sse_stream.stream import CloseReason, Stream
+
+# Publishing
+
+
+def test_an_event_reaches_the_streams_of_its_key_and_no_others() -> None:
+    house = House()
+    a, b, both = house.open("a"), house.open("b"), house.open("a", "b")
+    house.manager.publish("a", "1")
+    house.manager.publish("b", "2")
+    house.manager.publish("c", "3")
+    assert (house.data(a), house.data(b), house.data(both)) == (["1"], ["2"], ["1", "2"])
+
+
+def test_publish_all_reaches_every_key_once_and_no_stream_of_one_request() -> None:
+    house = House()
+    a, both, alone = house.open("a"), house.open("a", "b"), house.attach()
+    house.manager.publish_all({"n": 1}, event="all")
+    assert house.data(a) == house.data(both) == ['{"n":1}']
+    assert house.data(alone) == []
+
+
+def test_publish_returns_the_id_that_the_client_sees() -> None:
+    house = House()
+    stream = house.open()
+    ids = [house.manager.publish("k", "x"), house.manager.publish_all("y"), house.manager.publish("k", "z", id="own")]
+    assert [event.id for event in house.events(stream)] == ids
+    assert ids[2] == "own"
+    epoch, _, seq = ids[0].rpartition("-")
+    assert (epoch.isalnum(), seq, len(ids[0]) < 128) == (True, "1", True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"data": None},
+        {"data": "x", "id": ""},
+        {"data": "x", "id": "end"},
+        {"data": "x", "event": "a\nb"},
+        {"data": "x", "retry": -1},
+        {"data": {1}},
+        {"data": "\ud800"},
+        {"data": float("nan")},
+        {"data": Event("x"), "event": "y"},
+        {"data": Event("x", id="end")},
+        {"data": Event()},
+        {"data": "x" * 2000},
+        {"data": ["x" * 2000]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("to_all", [False, True])
+def test_a_bad_event_is_refused_before_anyone_is_touched(arguments: dict[str, object], to_all: bool) -> None:
+    house = House(max_event_bytes=1000)
+    stream = house.open()
+    before = house.take(stream)
+    assert before
+    with pytest.raises(EventError):
+        if to_all:
+            house.manager.publish_all(**arguments)  # type: ignore[arg-type]
+        else:
+            house.manager.publish("k", **arguments)  # type: ignore[arg-type]
+    assert house.take(stream) == b""
+    assert house.manager.publish("k", "x").endswith("-1"), "a refused event takes no number"
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a\nb", "\0", "a\x85", "\ud800", 5, None, b"k", ("a",)], ids=repr)
+def test_a_bad_key_is_refused_by_everything_that_takes_one(key: object) -> None:
+    house = House()
+    for call in (
+        lambda: house.manager.publish(key, "x"),  # type: ignore[arg-type]
+        lambda: house.open(key),  # type: ignore[arg-type]
+        lambda: house.manager.streams(key),  # type: ignore[arg-type]
+        lambda: house.manager.close(key),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(EventError, match="^key must"):
+            call()
+    assert house.manager.count_all() == 0
+
+
+@pytest.mark.parametrize("key", ["*", "?[", "a:b", "ключ", "x" * 255, " ", "\N{COMBINING ACUTE ACCENT}"])
+def test_no_character_of_a_key_has_a_meaning(key: str) -> None:
+    assert check_key(key) == key
+    house = House()
+    stream, other = house.open(key), house.open("a")
+    house.manager.publish(key, "x")
+    assert (house.data(stream), house.data(other)) == (["x"], [])
+
+
+def test_a_key_in_another_normal_form_is_another_key() -> None:
+    house = House()
+    composed, decomposed = house.open("\u00e9"), house.open("e\u0301")
+    house.manager.publish("\u00e9", "x")
+    assert (house.data(composed), house.data(decomposed)) == (["x"], [])
+
+
+def test_publishing_without_listeners_costs_nothing_but_its_history() -> None:
+    house = House(history_size=2)
+    for number in range(5):
+        house.manager.publish("k", str(number))
+    assert house.manager.stats().outbox == 0
+    assert house.runtime.started == 0
+
+
+def test_a_publisher_that_outruns_the_flusher_gives_it_its_turn() -> None:
+    house = House(queue_events=10_000)
+    stream = house.open()
+    house.runtime.on_turn = house.manager.flush
+    for number in range(2000):
+        house.manager.publish("k", str(number))
+    assert house.runtime.turns > 0
+    assert house.manager.stats().outbox <= 256
+    assert house.data(stream) == [str(number) for number in range(2000)]
+
+
+def test_the_flusher_gives_the_loop_back_in_between() -> None:
+    house = House()
+    streams = [house.open() for _ in range(3000)]
+    for _ in range(20):
+        house.manager.publish("k", "x")
+    slices = 1
+    while house.manager.flush() == 0.0:
+        slices += 1
+    assert slices > 5
+    assert all(len(house.data(stream)) == 20 for stream in streams)
+
+
+def test_a_stream_that_comes_or_goes_during_a_pass_gets_each_event_once_or_not_at_all() -> None:
+    house = House()
+    streams = [house.open() for _ in range(3000)]
+    house.manager.publish("k", "x")
+    assert house.manager.flush() == 0.0, "the pass is under way"
+    streams[-1].close()
+    late = house.open()
+    house.manager.publish("k", "y")
+    assert house.data(late) == ["y"]
+    assert all(house.data(stream) == ["x", "y"] for stream in streams[:-1])
+
+
+def test_publishing_from_a_callback_of_a_stream_that_ends_keeps_the_order() -> None:
+    house = House(queue_events=2)
+    slow, fine = house.open(), house.open()
+    house.take(slow)
+    slow.on_close(lambda stream, reason: house.manager.publish("k", "from the callback"))
+    got = []
+    for number in range(4):
+        house.manager.publish("k", str(number))
+        got += house.data(fine)
+    assert slow.reason is CloseReason.SLOW
+    assert sorted(got, key=got.index) == got
+    assert [*got, *house.data(fine)] == ["0", "1", "2", "from the callback", "3"]
+
+
+def test_events_of_many_threads_arrive_once_and_in_each_ones_order() -> None:
+    house = House(queue_events=100_000, history_size=100_000)
+    stream = house.open()
+    house.runtime.on_turn = lambda: None
+
+    def work(name: int) -> None:
+        for number in range(500):
+            house.manager.publish("k", {"who": name, "n": number})
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    events = house.events(stream)
+    got = [json.loads(event.data or "") for event in events]
+    assert [int((event.id or "").rpartition("-")[2]) for event in events] == list(range(1, 3001))
+    for name in range(6):
+        assert [item["n"] for item in got if item["who"] == name] == list(range(500))
+
+
+def test_a_signal_handler_that_interrupts_a_publish_may_publish_itself() -> None:
+    house = House(queue_events=1_000_000, history_size=10)
+    stream = house.open()
+    house.take(stream)
+    fired: list[str] = []
+    previous = signal.signal(signal.SIGVTALRM, lambda *_: fired.append(house.manager.publish("k", "signal")))
+    own: list[str] = []
+    data: list[str | None] = []
+    try:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0003, 0.0003)
+        while len(fired) < 200:
+            own.append(house.manager.publish("k", "view"))
+            if len(own) % 100 == 0:
+                data += house.data(stream)  # opens and takes hold the lock that the handler must do without
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, previous)
+    data += house.data(stream)
+    assert len(set(own + fired)) == len(own) + len(fired) == len(data)
+    assert data.count("signal") == len(fired)
+
+
+def test_an_object_that_is_collected_may_publish() -> None:
+    house = House()
+    stream = house.open()
+
+    class Farewell:
+        def __del__(self) -> None:
+            house.manager.publish("k", "gone")
+
+    with house.manager.lock:  # the collector runs anywhere
+        Farewell()
+    assert house.data(stream) == ["gone"]
+
+
+def test_what_the_published_hook_raises_is_the_publishers_and_nothing_is_published() -> None:
+    house = House()
+    stream = house.open()
+    house.take(stream)
+
+    def hook(key: str | None, event: Event) -> None:
+        raise RuntimeError(f"{key} {event.data}")
+
+    house.manager.hooks.published = hook
+    with pytest.raises(RuntimeError, match="k x"):
+        house.manager.publish("k", "x")
+    assert house.take(stream) == b""
+
+
+def test_what_other_hooks_raise_is_logged_and_concerns_no_stream(caplog: pytest.LogCaptureFixture) -> None:
+    house = House()
+
+    def hook(*arguments: object) -> None:
+        raise RuntimeError("mine")
+
+    house.manager.hooks.opened = house.manager.hooks.closed = hook
+    stream = house.open()
+    house.manager.publish("k", "x")
+    assert house.data(stream) == ["x"]
+    stream.close()
+    assert caplog.text.count("a hook raised") == 2
+
+
+# Opening
+
+
+def test_a_stream_says_at_once_what_the_client_needs_to_come_back() -> None:
+    house = House(retry=1234)
+    house.manager.publish("k", "before")
+    stream = house.open()
+    assert house.data(stream) == []
+    assert house.decoders[stream].retry == 1234
+    house.manager.publish("k", "missed")
+    assert house.data(house.open(after=house.decoders[stream].last_event_id)) == ["missed"]
+
+
+def test_without_retry_the_first_bytes_are_a_comment() -> None:
+    house = House(retry=None, history_size=0)
+    assert house.take(house.open()) == b": open\n\n"
+
+
+def test_keys_named_twice_count_once() -> None:
+    house = House()
+    stream = house.open("a", "a")
+    house.manager.publish("a", "x")
+    assert house.data(stream) == ["x"]
+    assert house.manager.count("a") == 1
+
+
+@pytest.mark.parametrize("number", [0, MAX_KEYS + 1])
+def test_the_number_of_keys_of_one_stream_is_bounded(number: int) -> None:
+    house = House()
+    with pytest.raises(EventError, match=f"1 to {MAX_KEYS} keys, not {number}"):
+        house.manager.open([str(n) for n in range(number)], RecordingTransport(), house.runtime)  # type: ignore[arg-type]
+
+
+def test_a_limit_is_answered_before_anything_is_registered() -> None:
+    house = House(max_clients=2)
+    first = house.open("a")
+    house.attach()
+    for full in (lambda: house.open("b"), house.attach):
+        with pytest.raises(StreamsFull, match="SSE_MAX_CLIENTS ") as caught:
+            full()
+        assert (caught.value.limit, caught.value.key) == (2, None)
+    assert (house.manager.count_all(), house.manager.count("b"), house.manager.stats().refused) == (2, 0, 2)
+    first.close()
+    house.open("b")
+
+
+def test_a_limit_of_one_key_leaves_the_others_open() -> None:
+    house = House(max_clients_per_key=1)
+    house.open("a")
+    with pytest.raises(StreamsFull, match="'a' .* SSE_MAX_CLIENTS_PER_KEY") as caught:
+        house.open("b", "a")
+    assert caught.value.key == "a"
+    house.open("b")
+    assert (house.manager.count("a"), house.manager.count("b")) == (1, 1)
+
+
+def test_the_flusher_is_started_once_and_again_when_its_thread_has_died() -> None:
+    house = House()
+    house.open()
+    house.open()
+    assert house.runtime.started == 1
+    house.runtime.alive = False
+    house.open()
+    assert house.runtime.started == 2
+
+
+# Replay
+
+
+def test_a_client_that_comes_back_gets_exactly_what_it_missed() -> None:
+    house = House()
+    first = house.open("a", "b")
+    house.manager.publish("a", "1")
+    cursor = house.cursor(first)
+    first.close(CloseReason.PEER)
+    for key, data in (("b", "2"), ("c", "not mine"), ("a", "3"), (None, "4")):
+        house.manager.publish(key, data) if key else house.manager.publish_all(data)
+    second = house.open("a", "b", after=cursor)
+    house.manager.publish("a", "5")
+    assert house.data(second) == ["2", "3", "4", "5"]
+    assert house.manager.stats().replayed == 3
+
+
+def test_a_cursor_of_one_key_is_good_for_others() -> None:
+    house = House()
+    cursor = house.manager.publish("a", "1")
+    house.manager.publish("b", "2")
+    assert house.data(house.open("b", after=cursor)) == ["2"]
+
+
+def test_an_id_of_the_users_own_finds_its_place() -> None:
+    house = House()
+    house.manager.publish("k", "1", id="größe")
+    house.manager.publish("k", "2")
+    house.manager.publish("k", "3", id="größe")
+    house.manager.publish("k", "4", id=0)
+    assert house.data(house.open(after="größe")) == ["4"], "the newest use of an id counts"
+    house.manager.publish("k", "5")
+    assert house.data(house.open(after="0")) == ["5"]
+
+
+def reset_of(house: House, stream: Stream) -> dict[str, object]:
+    [event] = house.events(stream)
+    assert event.event == "stream-reset"
+    assert event.id == f"{house.manager._epoch}-{house.manager._head}"
+    found: dict[str, object] = json.loads(event.data or "")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("cursor", "reason"),
+    [
+        ("0123456789ab-1", "epoch"),
+        ("x", "unknown"),
+        ("-", "unknown"),
+        ("$", "unknown"),
+        ("-1", "unknown"),
+        ("{epoch}-", "unknown"),
+        ("{epoch}--1", "unknown"),
+        ("{epoch}-99", "unknown"),
+        ("{epoch}-18446744073709551616", "unknown"),
+        ("{epoch}-\u0661", "unknown"),
+        ("{epoch}-1,{epoch}-2", "unknown"),
+        ("{epoch}-1\0", "unknown"),
+        ("x" * 60_000, "unknown"),
+        ("own of another pool", "unknown"),
+        ("'; DROP TABLE events; --", "unknown"),
+    ],
+)
+def test_a_cursor_that_leads_nowhere_is_told_to_reload_and_goes_on_live(cursor: str, reason: str) -> None:
+    house = House()
+    house.manager.publish("k", "1")
+    house.manager.publish("other", "secret", id="own of another pool")
+    epoch = str(house.manager._epoch)
+    stream = house.open(after=cursor.replace("{epoch}", epoch))
+    assert reset_of(house, stream) == {"reason": reason, "keys": ["k"]}
+    house.manager.publish("k", "2")
+    assert house.data(stream) == ["2"]
+    assert house.manager.stats().resets == 1
+
+
+def test_a_cursor_older_than_the_history_is_told_which_keys_lost_something() -> None:
+    house = House(history_size=2)
+    cursor = house.manager.publish("a", "0")
+    for number in range(4):
+        house.manager.publish("a", str(number))
+    house.manager.publish("b", "kept")
+    assert reset_of(house, house.open("a", "b", after=cursor)) == {"reason": "history", "keys": ["a"]}
+    assert house.data(house.open("b", after=cursor)) == ["kept"]
+
+
+def test_a_cursor_at_the_very_edge_of_the_history_loses_nothing() -> None:
+    house = House(history_size=2)
+    ids = [house.manager.publish("k", str(number)) for number in range(4)]
+    assert house.data(house.open(after=ids[1])) == ["2", "3"]
+    assert reset_of(house, house.open(after=ids[0]))["reason"] == "history"
+
+
+def test_events_older_than_the_history_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    house = House(history_ttl=60.0)
+    first = house.manager.publish("k", "1")
+    clock.now += 40
+    second = house.manager.publish("k", "2")
+    clock.now += 30
+    assert house.data(house.open(after=first)) == ["2"]
+    clock.now += 40
+    assert house.data(house.open(after=second)) == []
+    assert reset_of(house, house.open(after=first))["reason"] == "history"
+
+
+def test_what_went_to_all_is_part_of_every_history() -> None:
+    house = House(history_size=1)
+    cursor = house.manager.publish("k", "1")
+    house.manager.publish_all("2")
+    assert house.data(house.open(after=cursor)) == ["2"]
+    house.manager.publish_all("3")
+    assert reset_of(house, house.open("k", "j", after=cursor)) == {"reason": "history", "keys": ["k", "j"]}
+
+
+def test_the_cursor_of_a_reset_is_good_for_the_next_time() -> None:
+    house = House()
+    house.manager.publish("k", "1")
+    cursor = house.cursor(house.open(after="lost"))
+    house.manager.publish("k", "2")
+    assert house.data(house.open(after=cursor)) == ["2"]
+
+
+def test_a_new_client_gets_the_latest_events_only_where_that_is_wanted() -> None:
+    plain, wanted = House(), House(join_history=2)
+    for house in (plain, wanted):
+        for key in ("a", "b", "a"):
+            house.manager.publish(key, key)
+    assert plain.data(plain.open("a", "b")) == []
+    assert wanted.data(wanted.open("a", "b")) == ["b", "a"]
+    stream = wanted.open("nothing yet")
+    assert wanted.data(stream) == []
+    assert wanted.cursor(stream)
+
+
+def test_without_history_there_are_no_ids_and_no_replay() -> None:
+    house = House(history_size=0)
+    identifier = house.manager.publish("k", "1")
+    stream = house.open(after=identifier)
+    house.manager.publish("k", "2")
+    assert house.events(stream) == [Event("2")]
+    assert house.manager.stats().windows == 0
+
+
+def test_an_event_between_replay_and_live_is_neither_lost_nor_doubled() -> None:
+    house = House()
+    cursor = house.manager.publish("k", "0")
+    house.manager.publish("k", "1")
+    witness = house.open()
+    house.manager.publish("k", "in the outbox while the next one opens")
+    stream = house.open(after=cursor)
+    house.manager.publish("k", "2")
+    assert house.data(stream) == ["1", "in the outbox while the next one opens", "2"]
+    assert house.data(witness) == ["in the outbox while the next one opens", "2"]
+
+
+def test_a_log_that_begins_anew_is_told_to_every_listener() -> None:
+    house = House()
+    stream, alone = house.open("k"), house.attach()
+    old = house.manager.publish("k", "1")
+    house.take(stream), house.take(alone)
+    broker = house.manager._broker
+    assert isinstance(broker, MemoryBroker)
+    broker._epoch, broker._numbers = "another", itertools.count(41)
+    house.manager.publish("k", "2")
+    reset, event = house.events(stream)
+    assert json.loads(reset.data or "") == {"reason": "epoch", "keys": ["k"]}
+    assert (reset.event, reset.id, event.data, event.id) == ("stream-reset", "another-40", "2", "another-41")
+    assert house.take(alone) == b""
+    assert json.loads(house.events(house.open(after=old))[0].data or "")["reason"] == "epoch"
+
+
+def test_a_message_that_is_delivered_twice_is_offered_once() -> None:
+    house = House()
+    stream = house.open()
+    house.manager.publish("k", "1")
+    message = house.manager._windows["k"].after(0)[0]
+    house.manager.deliver(message)
+    assert house.data(stream) == ["1"]
+
+
+# What is left over
+
+
+def test_pools_vanish_with_their_last_stream() -> None:
+    house = House()
+    first, second = house.open("a", "b"), house.open("b")
+    assert (sorted(house.manager.keys()), house.manager.count("b")) == (["a", "b"], 2)
+    first.close()
+    assert (house.manager.keys(), house.manager.streams("b"), house.manager.streams("a")) == (["b"], [second], [])
+    second.close()
+    assert (house.manager.keys(), house.manager.count_all(), house.manager.count("b")) == ([], 0, 0)
+
+
+def test_windows_that_nobody_uses_are_forgotten_and_no_gap_is_hidden_by_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    house = House(history_ttl=100.0)
+    old = house.manager.publish("forgotten", "x")
+    for number in range(50):
+        house.manager.publish(f"other {number}", "x")
+    clock.now += 200
+    for _ in range(60):
+        house.manager.publish("busy", "x")
+    assert house.manager.stats().windows <= 2
+    assert reset_of(house, house.open("forgotten", after=old))["reason"] == "history"
+
+
+def test_a_quiet_key_keeps_its_place_while_others_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    house = House(history_ttl=100.0)
+    stream = house.open("quiet")
+    cursor = house.cursor(stream)
+    for round_number in range(10):
+        for number in range(20):
+            house.manager.publish(f"other {round_number} {number}", "x")
+        clock.now += 150
+    stream.close(CloseReason.PEER)
+    house.manager.publish("busy", "x")
+    clock.now += 5
+    house.manager.publish("quiet", "news")
+    assert house.data(house.open("quiet", after=cursor)) == ["news"]
+
+
+def test_a_thousand_streams_that_leave_leave_nothing_behind() -> None:
+    house = House(max_age=100)
+    gc.collect()
+    references = []
+    for number in range(1000):
+        stream = house.open(f"key {number % 7}", "all")
+        references.append(weakref.ref(stream))
+        stream.close(CloseReason.PEER)
+    del stream
+    house.flush()
+    gc.collect()
+    stats = house.manager.stats()
+    assert (stats.streams, stats.keys, stats.opened, stats.closed) == (0, 0, 1000, {"peer": 1000})
+    assert [reference() for reference in references] == [None] * 1000
+
+
+# The heartbeat and other ends
+
+
+def test_only_a_stream_that_was_silent_gets_a_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    house = House(ping_interval=10.0)
+    silent, busy, alone = house.open("silent"), house.open("busy"), house.attach()
+    for stream in (silent, busy, alone):
+        house.take(stream)
+    clock.now += 6
+    house.manager.publish("busy", "x")
+    house.take(busy)
+    assert house.flush() == pytest.approx(4.0)
+    clock.now += 4
+    assert (house.take(silent), house.take(busy), house.take(alone)) == (b": ping\n\n", b"", b": ping\n\n")
+    clock.now += 6
+    assert (house.take(silent), house.take(busy)) == (b"", b": ping\n\n")
+    clock.now += 4
+    assert house.take(silent) == b": ping\n\n"
+
+
+def test_a_ping_interval_of_zero_means_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    house = House(ping_interval=0)
+    stream = house.open()
+    house.take(stream)
+    clock.now += 100_000
+    assert house.flush() is None
+    assert house.take(stream) == b""
+
+
+def test_a_transport_that_hangs_in_a_write_is_cut_off_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    house = House(ping_interval=10.0, send_timeout=15.0)
+    stream = house.open()
+    assert stream.take()  # and never comes back
+    for _ in range(3):
+        clock.now += 10
+        house.flush()
+    assert stream.reason is CloseReason.STALLED
+    assert isinstance(transport := stream.transport, RecordingTransport)
+    assert transport.closes == 1
+
+
+def test_a_stream_is_rotated_between_80_and_100_percent_of_its_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    house = House(max_age=100.0, ping_interval=0)
+    streams = [house.open() for _ in range(50)]
+    clock.now += 79.9
+    house.flush()
+    assert house.manager.count_all() == 50
+    clock.now += 10
+    house.flush()
+    assert 0 < house.manager.count_all() < 50
+    clock.now += 10.2
+    house.flush()
+    assert {stream.reason for stream in streams} == {CloseReason.ROTATED}
+
+
+def test_close_ends_the_streams_of_a_key_for_good() -> None:
+    house = House()
+    mine, both, other = house.open("a"), house.open("b", "a"), house.open("b")
+    assert house.manager.close("a") == 2
+    for stream in (mine, both):
+        assert house.events(stream) == [Event("", event="close", id="end")]
+        assert (stream.reason, stream.take()) == (CloseReason.KICKED, None)
+    assert other.reason is None
+    assert house.manager.close("a") == 0
+
+
+def test_close_with_reconnect_asks_the_clients_to_come_back() -> None:
+    house = House(retry=1000)
+    streams = [house.open() for _ in range(20)]
+    house.attach()
+    assert house.manager.close_all(reconnect=True) == 21
+    waits = set()
+    for stream in streams:
+        assert house.events(stream) == []
+        assert stream.reason is CloseReason.ROTATED
+        waits.add(house.decoders[stream].retry)
+        assert house.decoders[stream].last_event_id not in ("", "end")
+    assert len(waits) > 5
+    assert all(wait is not None and 500 <= wait <= 1500 for wait in waits)
+
+
+def test_drain_gives_every_client_its_own_time_to_come_back() -> None:
+    house = House(retry=1000, drain_seconds=4)
+    streams = [house.open() for _ in range(20)]
+    assert house.manager.drain() == 20
+    waits = set()
+    for stream in streams:
+        house.events(stream)
+        waits.add(house.decoders[stream].retry)
+    assert len(waits) > 10
+    assert all(wait is not None and 1000 <= wait <= 5000 for wait in waits)
+    assert house.manager.stats().closed == {"shutdown": 20}
+
+
+def test_a_dropped_event_is_told_to_the_hook_outside_the_lock() -> None:
+    house = House(overflow="drop_oldest", queue_events=1)
+    stream = house.open()
+    house.take(stream)
+    told: list[tuple[Stream, int, bool]] = []
+
+    def hook(stream: Stream, count: int) -> None:
+        free = house.manager.lock.try_acquire()
+        if free:
+            house.manager.lock.release()
+        told.append((stream, count, free))
+
+    house.manager.hooks.dropped = hook
+    house.manager.publish("k", "1")
+    house.manager.publish("k", "2")
+    house.flush()
+    assert told == [(stream, 1, True)]
+
+
+# The process
+
+
+def test_nothing_starts_before_the_first_stream() -> None:
+    before = threading.active_count()
+    manager = PoolManager()
+    manager.publish("k", "x")
+    assert threading.active_count() == before
+    assert manager._flusher is None
+
+
+def test_an_unknown_broker_is_refused_at_once_with_those_there_are() -> None:
+    with pytest.raises(SettingsError, match="SSE_BROKER_URL must begin with one of memory://, not 'carrier-pigeon'"):
+        PoolManager(Settings(broker_url="carrier-pigeon://"))
+
+
+def test_a_forked_child_has_a_log_of_its_own_and_none_of_its_parents_streams() -> None:
+    house = House()
+    house.open()
+    parents = house.manager.publish("k", "x")
+    pid = os.fork()
+    if pid == 0:  # the child: nothing of the test runner may run in it
+        ok = False
+        try:
+            own = house.manager.publish("k", "y")
+            ok = own.split("-")[0] != parents.split("-")[0] and own.endswith("-1")
+            child_stream = house.open()
+            house.manager.publish("k", "z")
+            ok = ok and house.data(child_stream) == ["z"] and house.manager.count_all() == 1
+        finally:
+            os._exit(0 if ok else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert house.manager.count_all() == 1
+
+
+def test_shutdown_ends_everything() -> None:
+    house = House()
+    stream = house.open()
+    house.manager.shutdown()
+    assert (stream.reason, house.runtime.alive) == (CloseReason.SHUTDOWN, False)
+
+
+def test_the_manager_itself_is_not_kept_alive() -> None:
+    manager = PoolManager()
+    manager.publish("k", "x")
+    reference = weakref.ref(manager)
+    del manager
+    wait_for(lambda: gc.collect() is not None and reference() is None, "the manager is collected")
+
+
+def test_a_runtime_that_cannot_wait_lets_the_publisher_go_on() -> None:
+    house = House(queue_events=10_000)
+    house.open()
+    runtime = house.runtime
+    runtime.give_turn = lambda: False  # type: ignore[method-assign]
+    for _ in range(1000):
+        house.manager.publish("k", "x")
+    assert house.manager.stats().outbox > 256
+
+
+# Every client against a model
+
+
+class ReplayMachine(RuleBasedStateMachine):
+    """Random joins, leaves, reconnects and publishes; what every client saw is what the model says it must have seen.
+
+    A client is its keys, the cursor its browser holds, and the list of what it was given since it first came. The
+    model knows the whole log. What a client has must be the log's events for its keys from where it began, without
+    gap or repetition, unless it was told ``stream-reset``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[tuple[str | None, str]] = []
+        self.house = House(history_size=4, queue_events=6)
+        self.clients: list[dict[str, object]] = []
+
+    keys = st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True)
+
+    @initialize()
+    def begin(self) -> None:
+        self.house.manager.publish("a", "first")
+        self.log.append(("a", "first"))
+
+    @rule(key=st.sampled_from(["a", "b", "c", None]), own=st.booleans())
+    def publish(self, key: str | None, own: bool) -> None:
+        data = str(len(self.log))
+        # Never the same one twice: then the newest place counts, and what was between is the user's choice.
+        if key is None:
+            self.house.manager.publish_all(data, id=f"own {data}" if own else None)
+        else:
+            self.house.manager.publish(key, data, id=f"own {data}" if own else None)
+        self.log.append((key, data))
+
+    @rule(keys=keys)
+    def join(self, keys: list[str]) -> None:
+        stream = self.house.open(*keys)
+        # A client has come when the first bytes have reached it.
+        cursor = self.house.cursor(stream)
+        self.clients.append({"keys": keys, "stream": stream, "cursor": cursor, "from": len(self.log), "saw": []})
+
+    @rule(which=st.integers(0, 50))
+    def read(self, which: int) -> None:
+        if self.clients:
+            self._read(self.clients[which % len(self.clients)])
+
+    def _read(self, client: dict[str, object]) -> None:
+        stream = client["stream"]
+        assert isinstance(stream, Stream)
+        saw = client["saw"]
+        assert isinstance(saw, list)
+        for event in self.house.events(stream):
+            if event.event == "stream-reset":
+                place = int((event.id or "").rpartition("-")[2])
+                client["from"] = place
+                saw.clear()
+            else:
+                saw.append(event.data)
+        client["cursor"] = self.house.decoders[stream].last_event_id or client["cursor"]
+
+    @rule(which=st.integers(0, 50), read_first=st.booleans())
+    def reconnect(self, which: int, read_first: bool) -> None:
+        if not self.clients:
+            return
+        client = self.clients[which % len(self.clients)]
+        if read_first or not client["cursor"]:
+            self._read(client)
+        stream, keys = client["stream"], client["keys"]
+        assert isinstance(stream, Stream)
+        assert isinstance(keys, list)
+        stream.close(CloseReason.PEER)
+        client["stream"] = self.house.open(*keys, after=str(client["cursor"]))
+
+    @invariant()
+    def nobody_lost_or_doubled_anything(self) -> None:
+        for client in self.clients:
+            stream, keys, saw, start = client["stream"], client["keys"], client["saw"], client["from"]
+            assert isinstance(stream, Stream)
+            assert isinstance(keys, list)
+            assert isinstance(saw, list)
+            assert isinstance(start, int)
+            due = [data for key, data in self.log[start:] if key is None or key in keys]
+            assert saw == due[: len(saw)]
+
+    def teardown(self) -> None:
+        for client in self.clients:
+            stream = client["stream"]
+            assert isinstance(stream, Stream)
+            if stream.closed:  # too slow in between: its browser would come back
+                self._read(client)
+                keys = client["keys"]
+                assert isinstance(keys, list)
+                client["stream"] = self.house.open(*keys, after=str(client["cursor"]))
+            self._read(client)
+            start, keys = client["from"], client["keys"]
+            assert isinstance(start, int)
+            assert isinstance(keys, list)
+            assert client["saw"] == [data for key, data in self.log[start:] if key is None or key in keys]
+
+
+TestReplay = ReplayMachine.TestCase
+TestReplay.settings = hypothesis_settings(max_examples=100, stateful_step_count=40, deadline=None)
