@@ -140,7 +140,7 @@ const charts = {
             grid: { show: false },
             size: 26,
             // Seconds before now: who looks at live charts asks "how long ago", not "at what time".
-            splits: () => [90, 60, 30, 0].map((ago) => charts.now() - ago),
+            splits: (uplot) => (uplot.width < 280 ? [60, 0] : [90, 60, 30, 0]).map((ago) => charts.now() - ago),
             values: (_, splits) => splits.map((at) => (at === charts.now() ? "now" : `−${Math.round(charts.now() - at)} s`)),
           },
           {
