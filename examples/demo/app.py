@@ -108,11 +108,12 @@ def publish_machine() -> None:
         if idle > IDLE_SECONDS:
             before = None
             continue
-        now, cpu, memory, net = time.time(), psutil.cpu_percent(), psutil.virtual_memory(), psutil.net_io_counters()
+        now = time.monotonic()  # a span of time must not depend on somebody setting the clock
+        cpu, memory, net = psutil.cpu_percent(), psutil.virtual_memory(), psutil.net_io_counters()
         if before is not None:  # the first reading has nothing to compare with
             then, received, sent = before
             sample = {
-                "at": now,
+                "at": time.time(),
                 "cpu": cpu,
                 "memory": memory.percent,
                 "memory_used": memory.total - memory.available,

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from support import ROOT, Server, free_port, python, wait_for
@@ -181,6 +182,26 @@ def test_the_page_begins_afresh_when_the_server_was_restarted(demo: Server, brow
         expect(page.locator("#notice")).to_contain_text("started afresh", timeout=PATIENCE)
         wait_for(lambda: count(page, "received") > 0, "live numbers again")
         assert (count(page, "lost"), count(page, "doubled")) == (0, 0)
+
+
+def test_what_is_no_message_is_refused_and_reaches_nobody(demo: Server) -> None:
+    with httpx.Client(base_url=demo.url) as client:
+        for body in (
+            b"nonsense",
+            b"[]",
+            b"null",
+            b'{"name":"Ada"}',
+            b'{"name":1,"text":"x"}',
+            b'{"name":" ","text":"x"}',
+        ):
+            answer = client.post("/chat/lobby", content=body, headers={"Content-Type": "application/json"})
+            assert answer.status_code == 400, body
+        assert client.post("/chat/lobby", json={"name": "Ada", "text": "x" * 501}).status_code == 400
+        assert client.post("/chat/lobby", data={"name": "Ada", "text": "x"}).status_code == 415
+        assert client.post("/chat/cellar", json={"name": "Ada", "text": "x"}).status_code == 404
+        assert client.post("/cut/everybody").status_code == 404
+        assert client.get("/countdown", params={"from": 0}).status_code == 400
+        assert client.get("/chat/lobby").json() == []
 
 
 def test_ctrl_c_ends_the_demo_quietly_while_tabs_are_open(demo: Server, browser: Browser) -> None:
