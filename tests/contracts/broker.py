@@ -1,0 +1,131 @@
+"""The contract of brokers. A test class inherits it and says how a broker is made."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from support import wait_for
+
+from flask_sse_stream.brokers.base import Broker
+from flask_sse_stream.event import Event, Message
+from flask_sse_stream.settings import Settings
+
+Start = Callable[..., tuple[Broker, list[Message]]]
+
+
+def place(identifier: str) -> tuple[str, int]:
+    epoch, _, seq = identifier.rpartition("-")
+    return epoch, int(seq)
+
+
+def body(data: str, **fields: str) -> bytes:
+    return Event(data, **fields).encode()  # type: ignore[arg-type]
+
+
+class BrokerContract:
+    """Inherit it and override ``make``."""
+
+    def make(self, settings: Settings) -> Broker:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def started(self) -> Iterator[Start]:
+        brokers: list[Broker] = []
+
+        def start(**options: object) -> tuple[Broker, list[Message]]:
+            broker = self.make(Settings(**options))  # type: ignore[arg-type]
+            brokers.append(broker)
+            messages: list[Message] = []
+            broker.start(messages.append)
+            broker.cover(["a", "b", "c"], None)
+            return broker, messages
+
+        yield start
+        for broker in brokers:
+            broker.close()
+
+    def test_every_event_is_delivered_with_the_id_that_publish_returned(self, started: Start) -> None:
+        broker, messages = started()
+        ids = [broker.publish(key, body(str(key))) for key in ("a", "b", None, "a")]
+        wait_for(lambda: len(messages) == 4, "all are delivered")
+        assert [message.id for message in messages] == ids
+        assert [message.key for message in messages] == ["a", "b", None, "a"]
+
+    def test_one_sequence_numbers_all_keys_of_one_epoch(self, started: Start) -> None:
+        broker, _ = started()
+        places = [place(broker.publish(key, body("x"))) for key in ("a", None, "b", "a", "never listened to")]
+        assert len({epoch for epoch, _ in places}) == 1
+        seqs = [seq for _, seq in places]
+        assert seqs == sorted(set(seqs))
+
+    def test_a_body_arrives_as_it_was_published(self, started: Start) -> None:
+        broker, messages = started()
+        for data in ("", "ü\u2028\0", "x" * 1024 * 1024, "a\nb"):
+            sent = body(data, event="e")
+            identifier = broker.publish("a", sent)
+            wait_for(lambda wanted=identifier: messages and messages[-1].id == wanted, "it is delivered")  # type: ignore[misc]
+            assert messages[-1].frame == b"id: " + identifier.encode() + b"\n" + sent
+
+    def test_an_id_of_the_users_own_is_returned_and_kept(self, started: Start) -> None:
+        broker, messages = started()
+        assert broker.publish("a", body("x", id="own")) == "own"
+        wait_for(lambda: messages, "it is delivered")
+        assert (messages[0].id, messages[0].own_id, messages[0].seq > 0) == ("own", True, True)
+
+    def test_without_history_a_frame_has_no_id(self, started: Start) -> None:
+        broker, messages = started(history_size=0)
+        assert broker.publish("a", body("x"))
+        wait_for(lambda: messages, "it is delivered")
+        assert messages[0].frame == body("x")
+
+    def test_cover_gives_the_position_of_the_newest_event(self, started: Start) -> None:
+        broker, _ = started()
+        before = broker.cover(["a"], None)
+        identifier = broker.publish("b", body("x"))
+        assert broker.cover(["a"], before.head) == place(identifier)
+        assert before.epoch == place(identifier)[0]
+
+    def test_publishers_at_once_make_each_event_once_and_in_the_order_of_the_numbers(self, started: Start) -> None:
+        broker, messages = started()
+        ids: list[list[str]] = [[] for _ in range(4)]
+
+        def work(own: list[str], key: str) -> None:
+            for number in range(300):
+                own.append(broker.publish(key, body(f"{key} {number}")))
+
+        threads = [threading.Thread(target=work, args=(own, key)) for own, key in zip(ids, "abca", strict=True)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        wait_for(lambda: len(messages) == 1200, "all are delivered")
+        assert [message.seq for message in messages] == sorted(message.seq for message in messages)
+        assert sorted(place(identifier)[1] for own in ids for identifier in own) == [m.seq for m in messages]
+        for own in ids:
+            assert [place(identifier)[1] for identifier in own] == sorted(place(identifier)[1] for identifier in own)
+
+    def test_publishing_while_an_event_is_delivered_comes_after_it(self) -> None:
+        broker = self.make(Settings())
+        seen: list[int] = []
+
+        def deliver(message: Message) -> None:
+            if message.key == "a":
+                broker.publish("b", body("from inside"))
+            seen.append(message.seq)
+
+        broker.start(deliver)
+        broker.cover(["a", "b"], None)
+        try:
+            broker.publish("a", body("x"))
+            wait_for(lambda: len(seen) == 2, "both are delivered")
+            assert seen == sorted(seen)
+        finally:
+            broker.close()
+
+    def test_closing_twice_does_nothing(self, started: Start) -> None:
+        broker, _ = started()
+        broker.publish("a", body("x"))
+        broker.close()
+        broker.close()

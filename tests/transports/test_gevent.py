@@ -1,0 +1,119 @@
+"""The portable transport where servers use greenlets, patched or not."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import gevent
+import gevent.monkey
+from contracts.transport import TransportContract
+
+from flask_sse_stream.transports.gevent import GeventRuntime, GeventWaiter, Mailbox, in_gevent
+
+start_native_thread = gevent.monkey.get_original("_thread", "start_new_thread")
+
+
+class TestIteratorInGreenlets(TransportContract):
+    def run(self, function: Callable[[], None]) -> None:
+        gevent.spawn(function)
+
+    def sleep(self) -> None:
+        gevent.sleep(0.002)
+
+    def in_native_thread(self, function: Callable[[], None]) -> None:
+        done: list[bool] = []
+        failures: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                function()
+            except BaseException as error:
+                failures.append(error)
+            done.append(True)
+
+        start_native_thread(run, ())
+        self.wait_for(lambda: done, "the thread ends", 60)
+        assert not failures
+
+
+def test_code_in_a_greenlet_waits_as_gevent_does() -> None:
+    assert gevent.spawn(in_gevent).get(timeout=5)
+    assert in_gevent() == gevent.monkey.is_module_patched("threading")
+
+
+def test_a_hub_has_one_mailbox() -> None:
+    assert Mailbox.current() is Mailbox.current()
+
+
+def test_calls_from_native_threads_are_made_in_the_hub_each_once_and_in_order() -> None:
+    mailbox = Mailbox.current()
+    seen: list[int] = []
+
+    def post() -> None:
+        for number in range(2000):
+            mailbox.post(lambda number=number: seen.append(number))  # type: ignore[misc]
+
+    start_native_thread(post, ())
+    with gevent.Timeout(10):
+        while len(seen) < 2000:
+            gevent.sleep(0.002)
+    assert seen == list(range(2000))
+
+
+def test_a_call_that_fails_is_logged_and_the_next_is_made(caplog: object) -> None:
+    mailbox = Mailbox.current()
+    seen: list[int] = []
+    mailbox.post(lambda: 1 // 0)
+    mailbox.post(lambda: seen.append(1))
+    with gevent.Timeout(10):
+        while not seen:
+            gevent.sleep(0.002)
+    assert "a call from another thread failed" in caplog.text  # type: ignore[attr-defined]
+
+
+def test_a_waiter_that_was_woken_before_does_not_wait() -> None:
+    waiter = GeventWaiter()
+    waiter.wake()
+    waiter.wake()
+    with gevent.Timeout(5):
+        waiter.wait()
+    waiter.wait(0.001)
+
+
+def test_a_flusher_whose_greenlet_is_over_is_not_alive() -> None:
+    flusher = GeventRuntime().start_flusher(lambda: None)
+    assert flusher.alive
+    flusher.stop()
+    with gevent.Timeout(5):
+        while flusher.alive:
+            gevent.sleep(0.002)
+
+
+def test_the_flusher_cannot_wait_in_the_hub_and_says_so() -> None:
+    flusher = GeventRuntime().start_flusher(lambda: None)
+    answers: list[bool] = []
+    Mailbox.current().post(lambda: answers.append(flusher.give_turn()))
+    with gevent.Timeout(5):
+        while not answers:
+            gevent.sleep(0.002)
+    assert answers == [False]
+    assert flusher.give_turn()
+    flusher.stop()
+
+
+def test_a_thread_that_ended_has_taken_its_flusher_along() -> None:
+    flushers = []
+
+    def in_thread() -> None:
+        flushers.append(GeventRuntime().start_flusher(lambda: None))
+        gevent.sleep(0)
+        gevent.get_hub().destroy()
+
+    if gevent.monkey.is_module_patched("threading"):
+        gevent.get_hub().threadpool.apply(in_thread)
+    else:
+        thread = threading.Thread(target=in_thread)
+        thread.start()
+        thread.join(5)
+    assert not flushers[0].alive
