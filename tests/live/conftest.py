@@ -1,0 +1,153 @@
+"""Every supported server as a subprocess, with its log kept and read.
+
+One server of each kind lives as long as the session; tests do not disturb one another since each uses keys of its
+own. What has to kill its server starts one with ``fresh``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from clients import DEADLINE, Curl, Listener, Raw
+from support import ROOT, Server, free_port, python, wait_for
+
+HERE = Path(__file__).parent
+PING = 0.5
+
+GREENLETS = ("pywsgi", "pywsgi-patched", "gunicorn-gevent")
+THREADS = ("gunicorn-gthread", "werkzeug")
+SERVERS = (*GREENLETS, *THREADS)
+
+
+def command(kind: str, port: int) -> list[str]:
+    """Give the command that serves the app on ``port``."""
+    gunicorn = python("-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--graceful-timeout", "1", "--backlog", "2048")
+    return {
+        "pywsgi": python(str(HERE / "serve_pywsgi.py"), str(port)),
+        "pywsgi-patched": python(str(HERE / "serve_pywsgi.py"), str(port), "--patch"),
+        "gunicorn-gevent": [*gunicorn, "-k", "gevent", "--worker-connections", "3000", "live_app:create_app()"],
+        "gunicorn-gthread": [*gunicorn, "-k", "gthread", "--threads", "32", "live_app:create_app()"],
+        "werkzeug": python("-m", "flask", "--app", "live_app", "run", "--port", str(port), "--no-reload"),
+    }[kind]
+
+
+class LiveServer(Server):
+    """A server of the suite's app, and the clients that talk to it."""
+
+    def __init__(self, kind: str, log: Path, **environment: str) -> None:
+        port = free_port()
+        path = f"{ROOT}:{HERE}"
+        super().__init__(command(kind, port), port, log, {"PYTHONPATH": path, **environment})
+        self.kind = kind
+        self.in_greenlets = kind in GREENLETS
+        self.tracebacks = 0  # those that tests are known to have caused
+        self.client = httpx.Client(base_url=self.url, timeout=DEADLINE, trust_env=False)
+
+    # Clients
+
+    def stream_url(self, *keys: str, path: str = "/stream", **query: str) -> str:
+        return str(httpx.URL(self.url + path, params={"connectKey": keys, **query}))
+
+    def listen(self, *keys: str, path: str = "/stream", headers: Any = None, **query: str) -> Listener:
+        """httpx-sse on ``keys``."""
+        return Listener(self.stream_url(*keys, path=path, **query), headers=headers or {})
+
+    def curl(self, *keys: str, options: tuple[str, ...] = (), **query: str) -> Curl:
+        return Curl(self.stream_url(*keys, **query), *options)
+
+    def raw(self) -> Raw:
+        return Raw(self.port)
+
+    def kill_and_restart(self) -> None:
+        """SIGKILL, and another process on the same port."""
+        self.stop(signal.SIGKILL)
+        self.client.close()
+        self.start()
+        self.client = httpx.Client(base_url=self.url, timeout=DEADLINE, trust_env=False)
+
+    # What the app shows and does
+
+    def get(self, path: str, **query: str) -> Any:
+        response = self.client.get(path, params=query)
+        response.raise_for_status()
+        return response.json()
+
+    def post(self, path: str, json: Any = None, **query: str) -> httpx.Response:
+        response = self.client.post(path, params=query, json=json)
+        response.raise_for_status()
+        return response
+
+    def publish(self, key: str | None, data: Any = None, **event: Any) -> str:
+        """Publish in a view; give the id."""
+        return str(self.post("/publish", {"key": key, "data": data, **event}).json()["id"])
+
+    def count(self, key: str) -> int:
+        return int(self.get("/count", key=key)["count"])
+
+    def wait_for_count(self, key: str, count: int, seconds: float = DEADLINE) -> None:
+        wait_for(lambda: self.count(key) == count, f"{count} streams of {key!r} (log: {self.log[-3000:]})", seconds)
+
+    def requests(self, key: str) -> list[dict[str, Any]]:
+        """Give the requests for streams of ``key``, or to the path ``key``, that were answered so far."""
+        return [request for request in self.get("/requests") if key in request["keys"] or request["path"] == key]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _many_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 8192
+    if 0 <= soft < wanted:  # the servers inherit it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(wanted, hard), hard))
+
+
+@contextlib.contextmanager
+def _running(server: LiveServer) -> Iterator[LiveServer]:
+    try:
+        server.start()
+        yield server
+    finally:
+        server.client.close()
+        server.stop()
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """One server of each kind for the session."""
+    kind = request.param
+    with _running(LiveServer(kind, tmp_path_factory.mktemp(kind) / "log", SSE_PING_INTERVAL=str(PING))) as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: LiveServer) -> Iterator[LiveServer]:
+    """The running server; a traceback in its log that the test has not announced is a failure."""
+    yield running
+    assert running.log.count("Traceback") == running.tracebacks, running.log[-5000:]
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Callable[..., LiveServer]]:
+    """Start a server of one's own: ``fresh(kind, SSE_RETRY="100")``."""
+    numbers = itertools.count()
+    with contextlib.ExitStack() as stack:
+
+        def start(kind: str, **environment: str) -> LiveServer:
+            server = LiveServer(kind, tmp_path / f"log-{next(numbers)}", **environment)
+            return stack.enter_context(_running(server))
+
+        yield start
+
+
+@pytest.fixture
+def key(request: pytest.FixtureRequest) -> str:
+    """A key that no other test uses."""
+    return f"{request.node.name}-{time.monotonic_ns()}"
