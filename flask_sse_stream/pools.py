@@ -24,7 +24,6 @@ import os
 import random
 import re
 import time
-import unicodedata
 import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -49,11 +48,12 @@ MAX_KEYS: Final = 100
 _MAX_KEY_LENGTH: Final = 255
 _SLICE_SECONDS: Final = 0.001
 _SLICE_STREAMS: Final = 64  # between two looks at the clock
-_PASS_MESSAGES: Final = 64  # offered before their streams are woken: much less than any sensible queue
+_PASS_MESSAGES: Final = 64  # offered before their streams are woken
 _PASS_BYTES: Final = 256 * 1024
 _OUTBOX_LIMIT: Final = 256  # a publisher that is so far ahead gives the flusher its turn
-_GIVE_TURNS: Final = 4000  # and goes on after so many: a flusher that hangs must not hang publishers
+_TURN_SECONDS: Final = 0.1  # and goes on if nothing moves: a flusher that hangs must not hang publishers
 _EMPTY_WINDOW_SECONDS: Final = 60.0
+_NOT_IN_KEYS: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _CURSOR: Final = re.compile(r"([A-Za-z0-9._]{1,64})-([0-9]{1,19})\Z")
 
 
@@ -66,10 +66,9 @@ def check_key(key: Any) -> str:
         raise EventError(f"key must be text, not {type(key).__name__}")
     if not key or len(key) > _MAX_KEY_LENGTH:
         raise EventError(f"key must have 1 to {_MAX_KEY_LENGTH} characters, not {len(key)}")
-    for character in key:
-        # Cc: control characters; Cs: lone surrogates.
-        if unicodedata.category(character) in ("Cc", "Cs"):
-            raise EventError(f"key must not contain the control character {character!r}")
+    bad = _NOT_IN_KEYS.search(key)
+    if bad is not None:
+        raise EventError(f"key must not contain {bad.group()!r}: no control character, no lone surrogate")
     return key
 
 
@@ -177,6 +176,7 @@ class PoolManager:
         self._to_close: deque[tuple[Stream, CloseReason]] = deque()
         self._drops: deque[tuple[Stream, int]] = deque()
         self._ages: list[tuple[float, int, weakref.ref[Stream]]] = []
+        self._lingering: deque[tuple[float, weakref.ref[Stream]]] = deque()  # ended; their last bytes may be stuck
         self._inbox: deque[Message] = deque()
         self._outbox: deque[Message] = deque()
         self._pass: Iterator[float] | None = None
@@ -246,9 +246,19 @@ class PoolManager:
         return self._dumps(value)
 
     def _give_turn(self) -> None:
-        for _ in range(_GIVE_TURNS):
-            flusher = self._flusher
-            if flusher is None or len(self._outbox) <= _OUTBOX_LIMIT or not flusher.give_turn():
+        best, since = len(self._outbox), time.monotonic()
+        while len(self._outbox) > _OUTBOX_LIMIT:
+            # If the lock is not free it may be held by the very frame that this one has interrupted (a signal
+            # handler, a __del__), and the flusher, let go now, would wait for it in vain.
+            if self._flusher is None or not self.lock.try_acquire():
+                return
+            self.lock.release()
+            self._absorb()
+            if not self._flusher.give_turn():
+                return
+            if len(self._outbox) < best:
+                best, since = len(self._outbox), time.monotonic()
+            elif time.monotonic() - since > _TURN_SECONDS:
                 return
 
     # From the broker to the outbox
@@ -355,12 +365,16 @@ class PoolManager:
             yield from self._fan_out()
         yield from self._heartbeat()
         yield from self._end_the_old()
+        yield from self._cut_off_the_stuck()
         yield from self._wake()
 
     def _fan_out(self) -> Iterator[float]:
         batch: list[Message] = []
         size = 0
-        while self._outbox and len(batch) < _PASS_MESSAGES and size < _PASS_BYTES:
+        # Half a queue at the most: a client that keeps up has room for all of it.
+        most = min(_PASS_MESSAGES, max(1, self.settings.queue_events // 2))
+        most_bytes = min(_PASS_BYTES, self.settings.queue_bytes // 2)
+        while self._outbox and len(batch) < most and (not batch or size + len(self._outbox[0].frame) <= most_bytes):
             batch.append(self._outbox.popleft())
             size += len(batch[-1].frame)
         touched: dict[Stream, None] = {}
@@ -381,7 +395,7 @@ class PoolManager:
         yield from self._wake()
         if self._outbox:
             # Threads that write need the interpreter's lock; without a rest they would overflow, not being slow.
-            while any(stream.crowded() for stream in touched):
+            while [stream for stream in touched if stream.crowded()]:  # every one of them, so that all lose patience
                 yield 0.001
 
     def _listeners(self, key: str | None) -> tuple[Stream, ...]:
@@ -436,6 +450,21 @@ class PoolManager:
                 self._to_close.append((stream, CloseReason.ROTATED))
             yield 0.0
 
+    def _cut_off_the_stuck(self) -> Iterator[float]:
+        """Free the server's code that hangs in a write of the last bytes of a stream that has ended."""
+        patience = self.settings.send_timeout
+        now = time.monotonic()
+        while self._lingering and self._lingering[0][0] <= now:
+            stream = self._lingering.popleft()[1]()
+            transport = stream.transport if stream is not None else None
+            if stream is None or transport is None:
+                continue
+            if stream.writing_since and now - stream.writing_since < patience:
+                self._lingering.append((now + patience, weakref.ref(stream)))  # slow, but it takes bytes
+            else:
+                transport.close()
+            yield 0.0
+
     def _next_due(self) -> float | None:
         due = []
         with self.lock:
@@ -444,6 +473,8 @@ class PoolManager:
                 due.append(silent.last_active + self.settings.ping_interval)
             if self._ages:
                 due.append(self._ages[0][0])
+            if self._lingering:
+                due.append(self._lingering[0][0])
         # Not more often than every 20 ms: thousands of streams would have a moment each.
         return max(min(due) - time.monotonic(), 0.02) if due else None
 
@@ -533,7 +564,15 @@ class PoolManager:
     def _start_flusher(self, runtime: Runtime) -> None:
         with self._flusher_lock:
             if self._flusher is None or not self._flusher.alive:
-                self._flusher = runtime.start_flusher(self.flush)
+                # Weakly: a thread or greenlet that waits must not keep an app alive that is otherwise gone.
+                weak_flush = weakref.WeakMethod(self.flush)
+
+                def flush() -> float | None:
+                    strong = weak_flush()
+                    return strong() if strong is not None else None
+
+                self._flusher = runtime.start_flusher(flush)
+                weakref.finalize(self, self._flusher.stop).atexit = False
         self._flusher.wake()  # its next heartbeat may be due earlier now
 
     def _announce(self, stream: Stream) -> None:
@@ -555,8 +594,7 @@ class PoolManager:
         for window in windows.values():
             window.trim(now)
         if not last_event_id:
-            latest = self.settings.join_history
-            missed = self._merge(windows.values(), 0)[-latest:] if latest else []
+            missed = self._merge(windows.values(), 0, latest=self.settings.join_history)
             # The place where it began, so that one which is cut off before its first event misses nothing.
             return [message.frame for message in missed] or [self._place()]
         cursor, reason = self._find(last_event_id, windows.values())
@@ -579,8 +617,11 @@ class PoolManager:
         return self._floor if key is not None else 0
 
     @staticmethod
-    def _merge(windows: Iterable[Window], after: int) -> list[Message]:
-        found = [message for window in windows for message in window.after(after)]
+    def _merge(windows: Iterable[Window], after: int, latest: int | None = None) -> list[Message]:
+        found = []
+        for window in windows:
+            messages = window.after(after)
+            found += messages if latest is None else messages[len(messages) - min(latest, len(messages)) :]
         found.sort(key=lambda message: message.seq)
         return found
 
@@ -606,27 +647,31 @@ class PoolManager:
         ).encode()
 
     def leave(self, stream: Stream, reason: CloseReason) -> bool:
-        """Take a stream out of everything. For the stream; users call its ``close``."""
-        with self.lock:
-            if stream.reason is not None:
-                return False
-            stream.reason = reason
-            if stream not in self._streams:
-                return True  # its response never began
-            del self._streams[stream]
-            self._everybody = None
-            self._closed[reason.value] += 1
-            now = time.monotonic()
-            for key in stream.keys:
-                pool = self._pools[key]
-                pool.discard(stream)
-                if not pool.streams:
-                    del self._pools[key]
-                if key in self._windows:
-                    self._windows[key].used = now
+        """Take a stream out of everything, and say whether it was in. For the stream, under the lock."""
+        if stream not in self._streams:
+            return False  # its response never began
+        del self._streams[stream]
+        self._everybody = None
+        self._closed[reason.value] += 1
+        now = time.monotonic()
+        for key in stream.keys:
+            pool = self._pools[key]
+            pool.discard(stream)
+            if not pool.streams:
+                del self._pools[key]
+            if key in self._windows:
+                self._windows[key].used = now
+        if reason is not CloseReason.PEER:
+            self._lingering.append((now + self.settings.send_timeout, weakref.ref(stream)))
+        return True
+
+    def left(self, stream: Stream, reason: CloseReason) -> None:
+        """Tell who wants to know that a stream has ended. For the stream."""
+        logger.debug("a stream of %s ended: %s", list(stream.keys), reason)
+        if self._flusher is not None and reason is not CloseReason.PEER:
+            self._flusher.wake()  # to look after it until its transport has let go
         if self.hooks.closed is not None:
             self._call(self.hooks.closed, stream, reason)
-        return True
 
     def touched(self, stream: Stream) -> None:
         """Put a stream behind all that were silent for longer. For the stream, under the lock."""
@@ -653,7 +698,7 @@ class PoolManager:
 
     def count(self, key: str) -> int:
         """How many streams of this process listen to ``key``."""
-        pool = self._pools.get(key)
+        pool = self._pools.get(check_key(key))
         return len(pool.streams) if pool is not None else 0
 
     def count_all(self) -> int:

@@ -188,7 +188,7 @@ class Settings:
     )
     history_ttl: float = _setting(3600.0, _number(0.001, math.inf, whole=False), "seconds that an event is kept")
     join_history: int = _setting(
-        0, _number(0, math.inf, whole=True), "latest events for a client that comes without a cursor"
+        0, _number(0, math.inf, whole=True), "latest events of each key for a client that comes without a cursor"
     )
     broker_url: str = _setting(
         "memory://", _text("a URL such as 'memory://'", lambda v: "://" in v), "where events are ordered and remembered"

@@ -104,7 +104,10 @@ class StreamOwner(Protocol):
         """Something was put into the stream's queue. Called under the lock."""
 
     def leave(self, stream: Stream, reason: CloseReason) -> bool:
-        """Take the stream out of everything, once: ``False`` if it had left already."""
+        """Take the stream out of everything; say whether it was in. Called under the lock, once."""
+
+    def left(self, stream: Stream, reason: CloseReason) -> None:
+        """A stream that was in has left. Called without the lock."""
 
     def dropped(self, stream: Stream, count: int) -> None:
         """The overflow policy dropped events. Called under the lock."""
@@ -204,14 +207,17 @@ class Stream:
 
         An EventSource that sees a stream end comes back; :meth:`send_end` tells it not to.
         """
-        if not self._owner.leave(self, reason):
-            return
         with self._owner.lock:
+            if self.reason is not None:
+                return
+            # In one step: a transport that sees the end has seen the last bytes.
+            self.reason = reason
             if reason in _DISCARD:
                 self._queue.clear()
                 self._bytes = self._uncounted = 0
             elif last:
                 self._queue.append(last)
+            was_in = self._owner.leave(self, reason)
             callbacks, self._callbacks = self._callbacks or [], None
         transport, room = self.transport, self.room
         if room is not None:
@@ -220,6 +226,8 @@ class Stream:
             transport.wake()
             if reason in _CUT:
                 transport.close()
+        if was_in:
+            self._owner.left(self, reason)
         for callback in callbacks:
             self._call(callback, reason)
 

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import threading
+import time
 import weakref
 
 import pytest
@@ -178,7 +179,14 @@ def test_publishing_from_a_callback_of_a_stream_that_ends_keeps_the_order() -> N
 def test_events_of_many_threads_arrive_once_and_in_each_ones_order() -> None:
     house = House(queue_events=100_000, history_size=100_000)
     stream = house.open()
-    house.runtime.on_turn = lambda: None
+    flushing = threading.Lock()
+
+    def turn() -> None:
+        if flushing.acquire(blocking=False):
+            house.manager.flush()
+            flushing.release()
+
+    house.runtime.on_turn = turn
 
     def work(name: int) -> None:
         for number in range(500):
@@ -450,12 +458,13 @@ def test_the_cursor_of_a_reset_is_good_for_the_next_time() -> None:
 def test_a_new_client_gets_the_latest_events_only_where_that_is_wanted() -> None:
     plain, wanted = House(), House(join_history=2)
     for house in (plain, wanted):
-        for key in ("a", "b", "a"):
-            house.manager.publish(key, key)
+        for data, key in enumerate("abaac"):
+            house.manager.publish(key, str(data))
+        house.manager.publish_all("5")
     assert plain.data(plain.open("a", "b")) == []
-    assert wanted.data(wanted.open("a", "b")) == ["b", "a"]
-    stream = wanted.open("nothing yet")
-    assert wanted.data(stream) == []
+    assert wanted.data(wanted.open("a", "b")) == ["1", "2", "3", "5"], "the latest two of each, in order"
+    stream = wanted.open("nothing of its own")
+    assert wanted.data(stream) == ["5"]
     assert wanted.cursor(stream)
 
 
@@ -728,6 +737,71 @@ def test_the_manager_itself_is_not_kept_alive() -> None:
     reference = weakref.ref(manager)
     del manager
     wait_for(lambda: gc.collect() is not None and reference() is None, "the manager is collected")
+
+
+def test_a_flusher_does_not_keep_its_manager_alive_and_ends_with_it() -> None:
+    house = House()
+    runtime = house.runtime
+    house.open().close()
+    house.flush()
+    reference = weakref.ref(house.manager)
+    del house
+    wait_for(lambda: gc.collect() is not None and reference() is None, "the manager is collected")
+    assert not runtime.alive
+
+
+def test_a_publisher_inside_a_locked_section_does_not_wait_for_the_flusher() -> None:
+    house = House(queue_events=10_000)
+    stream = house.open()
+    for _ in range(255):
+        house.manager.publish("k", "x")
+    turns = house.runtime.turns
+    with house.manager.lock:  # as a signal handler would that interrupted it here
+        for _ in range(300):
+            house.manager.publish("k", "x")
+    assert house.runtime.turns == turns
+    assert len(house.data(stream)) == 555
+
+
+def test_the_last_bytes_of_a_stream_that_ended_may_not_hang_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    house = House(ping_interval=0, send_timeout=20.0)
+    stuck, slow, done = house.open(), house.open(), house.open()
+    transports = [stream.transport for stream in (stuck, slow, done)]
+    for stream in (stuck, slow, done):
+        stream.take()
+    house.manager.close("k")
+    done.take()
+    done.transport = None  # its body was closed
+    clock.now += 19
+    slow.take()
+    assert house.flush() == pytest.approx(1.0)
+    clock.now += 2
+    house.flush()
+    closes = [transport.closes for transport in transports if isinstance(transport, RecordingTransport)]
+    assert closes == [1, 0, 0], "only who took no byte for so long is cut off"
+    clock.now += 20
+    house.flush()
+    assert [t.closes for t in transports if isinstance(t, RecordingTransport)] == [1, 1, 0]
+    assert house.flush() is None
+
+
+def test_a_transport_that_sees_the_end_has_seen_the_last_bytes() -> None:
+    for _ in range(200):
+        house = House()
+        stream = house.open()
+        seen: list[bytes] = []
+
+        def drain(stream: Stream = stream, seen: list[bytes] = seen) -> None:
+            while (data := stream.take()) is not None:
+                seen.append(data)
+                time.sleep(0)
+
+        thread = threading.Thread(target=drain)
+        thread.start()
+        stream.close(CloseReason.KICKED, b": last\n\n")
+        thread.join(10)
+        assert b"".join(seen).endswith(b": last\n\n")
 
 
 def test_a_runtime_that_cannot_wait_lets_the_publisher_go_on() -> None:
