@@ -48,4 +48,6 @@ def tune(client: Any, send_buffer: int) -> None:
 def cut(client: Any) -> None:
     """End a connection from outside; a server's thread that hangs in a write to it gets ``EPIPE``."""
     with contextlib.suppress(OSError):
-        client.shutdown(socket.SHUT_RDWR)
+        # gevent's own shutdown is for its hub's thread alone, and raises EBADF in the greenlet that writes, which
+        # pywsgi logs as an application's error. The socket beneath it can be shut down from anywhere.
+        getattr(client, "_sock", client).shutdown(socket.SHUT_RDWR)
