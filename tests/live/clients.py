@@ -50,7 +50,7 @@ class Listener:
         finally:
             self.ended.set()
 
-    def __enter__(self) -> Listener:
+    def __enter__(self) -> Listener:  # noqa: PYI034  Self is of Python 3.11
         self._thread.start()
         wait_for(lambda: self.response or self.ended.is_set(), f"a response to {self._url}", DEADLINE)
         if self.response is None:
@@ -101,7 +101,7 @@ class Raw:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE)
         self.received = b""
 
-    def __enter__(self) -> Raw:
+    def __enter__(self) -> Raw:  # noqa: PYI034  Self is of Python 3.11
         return self
 
     def __exit__(
@@ -179,7 +179,7 @@ class Curl:
         while data := self.process.stdout.read1(65536):  # type: ignore[attr-defined]
             self.output += data
 
-    def __enter__(self) -> Curl:
+    def __enter__(self) -> Curl:  # noqa: PYI034  Self is of Python 3.11
         self._thread.start()
         return self
 

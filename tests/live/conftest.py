@@ -71,8 +71,14 @@ class LiveServer(Server):
         """SIGKILL, and another process on the same port."""
         self.stop(signal.SIGKILL)
         self.client.close()
+        wait_for(lambda: not self._answers(), "workers that were killed let go of the port", DEADLINE)
         self.start()
         self.client = httpx.Client(base_url=self.url, timeout=DEADLINE, trust_env=False)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(ConnectionRefusedError), self.raw():
+            return True
+        return False
 
     # What the app shows and does
 
