@@ -157,6 +157,9 @@ class PoolManager:
         self.hooks = Hooks()
         self._dumps = dumps or encode_json
         self._broker_factory = broker
+        # What every stream begins with: servers send no head before the first bytes of a body.
+        retry = self.settings.retry
+        self._preamble = (retry_block(retry) if retry is not None else b"") + b": open\n\n"
         self._begin()
         _managers.add(self)
 
@@ -506,7 +509,7 @@ class PoolManager:
                 self._inbox.popleft()
             if self._epoch != position.epoch:
                 self._enter(position.epoch, position.head)
-            stream.put_first([self._preamble(), *self._replay(stream.keys, last_event_id)])
+            stream.put_first([self._preamble, *self._replay(stream.keys, last_event_id)])
             stream.cursor = self._head
             self._register(stream, transport)
         self._start_flusher(runtime)
@@ -517,18 +520,13 @@ class PoolManager:
         """Begin a stream of one request, made by ``Stream(manager)``. Raises :class:`StreamsFull`."""
         self._check_limits(())
         with self.lock:
-            stream.put_first([self._preamble()])
+            stream.put_first([self._preamble])
             if stream.reason is None:
                 self._register(stream, transport)
             else:  # It said everything and ended before its response began.
                 stream.transport = transport
         self._start_flusher(runtime)
         self._announce(stream)
-
-    def _preamble(self) -> bytes:
-        """What every stream begins with: servers send no head before the first bytes of a body."""
-        retry = self.settings.retry
-        return (retry_block(retry) if retry is not None else b"") + b": open\n\n"
 
     def _check_limits(self, keys: tuple[str, ...]) -> None:
         everywhere, per_key = self.settings.max_clients, self.settings.max_clients_per_key
@@ -573,7 +571,10 @@ class PoolManager:
 
                 self._flusher = runtime.start_flusher(flush)
                 weakref.finalize(self, self._flusher.stop).atexit = False
-        self._flusher.wake()  # its next heartbeat may be due earlier now
+                self._flusher.wake()
+        # The newest stream is the last to be silent for too long; so only the first one brings a date forward.
+        if len(self._streams) == 1 or self._ages:
+            self._flusher.wake()
 
     def _announce(self, stream: Stream) -> None:
         if self.hooks.opened is not None:

@@ -93,7 +93,7 @@ def respond(
         return []
     if not of_request:
         try:
-            keys = manager.check_keys(_requested_keys(settings, environ) if keys is None else keys)
+            keys = manager.check_keys(_requested_keys(settings, environ)) if keys is None else keys
         except AccessDenied as error:
             return _refuse(start_response, "403 Forbidden", str(error), *cors_headers(settings, environ))
         except (EventError, ValueError) as error:
@@ -216,6 +216,8 @@ def last_event_id(environ: Environ) -> str | None:
     header = environ.get("HTTP_LAST_EVENT_ID")
     if header:
         return str(header).encode("latin-1", "replace").decode("utf-8", "replace")
+    if _LAST_EVENT_ID_PARAM not in environ.get("QUERY_STRING", ""):
+        return None
     try:
         found = _query(environ).get(_LAST_EVENT_ID_PARAM)
     except ValueError:

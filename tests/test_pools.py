@@ -899,6 +899,7 @@ class ReplayMachine(RuleBasedStateMachine):
             assert saw == due[: len(saw)]
 
     def teardown(self) -> None:
+        self.house.flush()
         for client in self.clients:
             stream = client["stream"]
             assert isinstance(stream, Stream)
