@@ -151,10 +151,14 @@ class SSEMiddleware:
     def __init__(self, application: WSGIApplication, manager: PoolManager) -> None:
         self.application = application
         self.manager = manager
+        # As WSGI hands paths over: UTF-8 that was read as Latin-1. None is equal to no path.
+        path = manager.settings.path
+        self._path = path.encode().decode("latin-1") if path is not None else None
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
-        if environ.get("PATH_INFO") == self.manager.settings.path:
+        # PATH_INFO may be left out where it is empty (PEP 3333).
+        if environ.get("PATH_INFO", "") == self._path:
             return respond(self.manager, environ, start_response)
         return self.application(environ, start_response)
 
@@ -176,11 +180,14 @@ def _feeder(stream: Stream, source: Source) -> Callable[[], None]:
     def run() -> None:
         try:
             _exhaust(stream, source)
-        except StreamClosed:
-            pass  # The client left, or somebody ended the stream: what the source has to say, nobody reads.
-        except Exception:
+        except Exception as error:
+            if isinstance(error, StreamClosed) and stream.closed:
+                return  # The client left, or somebody ended the stream: what the source has to say, nobody reads.
             logger.exception("the source of a stream raised; its client is not told why")
             stream.close(CloseReason.ERROR)
+        except BaseException:  # gevent's Timeout among others: whatever ends this code ends the stream
+            stream.close(CloseReason.ERROR)
+            raise
 
     return run
 
