@@ -1,6 +1,6 @@
 """How fast, and at what cost, one event reaches all clients of a key.
 
-    python benchmarks/fanout.py                         about three minutes
+    python benchmarks/fanout.py                         about two minutes
     python benchmarks/fanout.py --clients 5000 --rounds 5 --json fanout.json
 
 Each run is a fresh server on its own core, N clients in one other process, and two parts: events published

@@ -1,6 +1,6 @@
 """What an idle client costs: memory of the server's process, heartbeats, and the opening of its stream.
 
-    python benchmarks/memory.py                         under a minute
+    python benchmarks/memory.py                         about two minutes
     python benchmarks/memory.py --clients 10000 --rounds 5 --json memory.json
 
 Each run is a fresh server on its own core. A few streams are opened and closed first, so that what a server
