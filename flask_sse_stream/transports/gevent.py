@@ -64,6 +64,19 @@ class Mailbox:
         # ref=False: a program whose other work is done may end.
         self._async: Any = hub.loop.async_(ref=False)
         self._async.start(self._drain)
+        self._waiting = 0
+
+    def begin_wait(self) -> None:
+        """Somebody waits for what may come from another thread, so the loop is not without anything to do."""
+        self._waiting += 1
+        if self._waiting == 1:
+            self._async.ref = True
+
+    def end_wait(self) -> None:
+        """Somebody no longer waits."""
+        self._waiting -= 1
+        if self._waiting == 0:
+            self._async.ref = False
 
     def post(self, call: Callable[[], object]) -> None:
         """Have ``call`` made soon in the hub, where it must not block. From any thread or signal handler."""
@@ -94,7 +107,11 @@ class GeventWaiter:
 
     def wait(self, timeout: float | None = None) -> None:
         """Return when woken, or after ``timeout`` seconds."""
-        self._event.wait(timeout)
+        self._mailbox.begin_wait()
+        try:
+            self._event.wait(timeout)
+        finally:
+            self._mailbox.end_wait()
         self._event.clear()
 
     def wake(self) -> None:

@@ -81,6 +81,26 @@ def test_a_waiter_that_was_woken_before_does_not_wait() -> None:
     waiter.wait(0.001)
 
 
+def test_a_loop_with_nothing_else_to_do_waits_for_what_another_thread_may_bring() -> None:
+    woken: list[bool] = []
+
+    def in_thread() -> None:
+        # A hub of its own, with no socket and no timer: gevent would say "would block forever" (LoopExit).
+        waiter = GeventWaiter()
+        ready.append(waiter)
+        waiter.wait()
+        woken.append(True)
+
+    ready: list[GeventWaiter] = []
+    start_native_thread(in_thread, ())
+    with gevent.Timeout(10):
+        while not ready or not ready[0]._mailbox._waiting:
+            gevent.sleep(0.002)
+        ready[0].wake()
+        while not woken:
+            gevent.sleep(0.002)
+
+
 def test_a_flusher_whose_greenlet_is_over_is_not_alive() -> None:
     flusher = GeventRuntime().start_flusher(lambda: None)
     assert flusher.alive
