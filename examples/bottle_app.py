@@ -22,7 +22,7 @@ import gevent
 from bottle import Bottle, HTTPResponse, abort, request
 from gevent.pywsgi import WSGIServer
 
-from flask_sse_stream import Event, PoolManager, Settings
+from flask_sse_stream import Event, EventError, PoolManager, Settings
 from flask_sse_stream.wsgi import SSEMiddleware, last_event_id, respond
 
 PAGE = """<!doctype html>
@@ -71,7 +71,10 @@ def news() -> HTTPResponse:
     title = request.json
     if not isinstance(title, str):
         abort(400, "a headline is a JSON string")
-    manager.publish("news", {"title": title}, event="headline")
+    try:
+        manager.publish("news", {"title": title}, event="headline")
+    except EventError as error:  # too large, or no text that UTF-8 can carry
+        abort(400, str(error))
     return HTTPResponse(status=204)
 
 

@@ -74,10 +74,9 @@ def index(_: HttpRequest) -> HttpResponse:
 @require_POST
 def news(request: HttpRequest) -> HttpResponse:
     try:
-        title = json.loads(request.body)
-    except ValueError:
-        return HttpResponseBadRequest("a headline is a JSON string")
-    manager.publish("news", {"title": str(title)}, event="headline")
+        manager.publish("news", {"title": str(json.loads(request.body))}, event="headline")
+    except ValueError as error:  # no JSON, or an EventError: too large, or no text that UTF-8 can carry
+        return HttpResponseBadRequest(str(error), content_type="text/plain")
     return HttpResponse(status=204)
 
 

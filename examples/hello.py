@@ -58,7 +58,7 @@ def index() -> str:
 @app.post("/news")
 def news() -> tuple[str, int]:
     # JSON and not a form: any page of the web can have a browser post a form to here.
-    sse.publish("news", {"title": str(request.get_json())}, event="headline")
+    sse.publish("news", {"title": str(request.get_json())[:200]}, event="headline")
     return "", 204
 
 

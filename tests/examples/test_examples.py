@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ from typing import Any
 import httpx
 import pytest
 from httpx_sse import ServerSentEvent, connect_sse
-from support import ROOT, Server, free_port, python, serving
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from support import ROOT, Server, free_port, python, serving, wait_for
 
 pytestmark = pytest.mark.live
 
@@ -148,6 +150,20 @@ def test_a_client_that_comes_back_gets_exactly_what_it_missed(name: str, run: Ru
         assert text_of(next(events)) == "live"
 
 
+@pytest.mark.parametrize("name", HEARD)
+@pytest.mark.parametrize("text", ["x" * 1_500_000, "\\ud800", "\\u0000", ""])
+def test_no_text_makes_a_server_error_of_a_post(name: str, text: str, run: Run) -> None:
+    server = run(name)
+    with httpx.Client(base_url=server.url, headers={"Content-Type": "application/json"}) as client:
+        if name == "django_app":
+            client.headers["X-CSRFToken"] = client.get("/").cookies["csrftoken"]
+        path, body = (
+            ("/rooms/lobby", f'{{"name": "Ada", "text": "{text}"}}') if name == "chat" else ("/news", f'"{text}"')
+        )
+        assert client.post(path, content=body).status_code in (204, 400, 413)
+    assert say(name, server, "all is well").status_code == 204
+
+
 @pytest.mark.parametrize("name", ["chat", "bottle_app", "django_app", "bare_wsgi"])
 def test_a_key_that_is_not_public_is_refused(name: str, run: Run) -> None:
     assert httpx.get(f"{run(name).url}/stream?connectKey=secret").status_code == 403
@@ -276,3 +292,68 @@ def test_the_readme_lists_every_example() -> None:
 def test_each_example_says_how_to_run_it(name: str) -> None:
     docstring = (EXAMPLES / f"{name}.py").read_text().split('"""')[1]
     assert f"python examples/{name}.py" in docstring
+
+
+# The pages, in a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("there is no chromium here")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A tab; what goes wrong in a script fails the test at its end."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    yield page
+    context.close()
+    assert problems == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", HEARD)
+def test_the_page_shows_what_is_typed_into_it_as_text(name: str, run: Run, page: Page) -> None:
+    page.goto(run(name).url)
+    if name == "chat":
+        page.get_by_label("Your name").fill("<i>Ada</i>")
+        page.get_by_label("Say something").fill("<b>hi</b>")
+    else:
+        page.get_by_label("A headline").fill("<b>hi</b>")
+    page.get_by_role("button").click()
+    shown = "[lobby] <i>Ada</i>: <b>hi</b>" if name == "chat" else "<b>hi</b>"
+    expect(page.locator("li")).to_have_text(shown, timeout=30_000)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("name", "last"), [("countdown", "Lift-off"), ("bottle_app", "over"), ("bare_wsgi", "over")])
+def test_the_page_counts_down_once(name: str, last: str, run: Run, page: Page) -> None:
+    server = run(name)
+    page.goto(server.url)
+    output = page.locator("output")
+    expect(output).to_have_text("7", timeout=30_000)
+    expect(output).to_have_text(last, timeout=30_000)
+    # The browser came back once, was answered 204, and stopped: no later request follows.
+    wait_for(lambda: re.search(r'GET /countdown\S* HTTP/1.1" 204', server.log), "the browser comes back")
+    expect(output).to_have_text(last)
+    assert len(re.findall(r"GET /countdown", server.log)) == 2
+
+
+@pytest.mark.browser
+def test_the_page_shows_the_time_as_it_goes_on(run: Run, page: Page) -> None:
+    page.goto(run("schedule").url)
+    shown = page.locator("time")
+    expect(shown).to_have_text(re.compile(r"\d+:\d\d:\d\d"), timeout=30_000)
+    first = shown.text_content()
+    assert first
+    expect(shown).not_to_have_text(first, timeout=30_000)
