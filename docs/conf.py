@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # settings_table.py
 
 project = "flask_sse_stream"
 author = "The flask_sse_stream maintainers"
@@ -10,18 +14,21 @@ copyright = f"2026, {author}"
 release = installed_version("flask-sse-stream")
 version = ".".join(release.split(".")[:2])
 
-extensions = ["sphinx.ext.autodoc", "pallets_sphinx_themes"]
+extensions = ["sphinx.ext.autodoc", "pallets_sphinx_themes", "settings_table"]
 exclude_patterns = ["_build"]
 default_role = "code"
 highlight_language = "python"
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
+autodoc_typehints = "signature"  # the docstrings are prose: lists of parameters would only repeat the types
 autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 100
 
 # Names of other projects cannot be looked up without fetching their inventories; ours must all resolve.
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!flask_sse_stream\b).*")]
+nitpick_ignore = [("py:class", "flask_sse_stream.extension._A")]  # a type variable
 
 html_theme = "flask"
 html_title = f"flask_sse_stream {release}"

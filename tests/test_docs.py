@@ -1,0 +1,381 @@
+"""The README and the documentation: their code runs and does what they say, and what they name exists."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+import textwrap
+import types
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from flask import Flask
+from support import ROOT, wait_for
+from werkzeug.test import Client
+
+import flask_sse_stream
+from flask_sse_stream import Event, EventDecoder, EventError, PoolManager, Settings
+
+DOCS = ROOT / "docs"
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.rst"))]
+
+
+def blocks(page: str) -> list[tuple[int, str]]:
+    """The Python blocks of a page, each with the number of its first line."""
+    lines = (ROOT / page).read_text(encoding="utf-8").split("\n")
+    found = []
+    number = 0
+    while number < len(lines):
+        line = lines[number]
+        number += 1
+        start = re.fullmatch(r"```python|( *)\.\. code-block:: python", line)
+        if start is None:
+            continue
+        begin = number
+        if line.startswith("```"):
+            number = lines.index("```", number)
+        else:
+            indent = len(start[1]) + 1
+            while number < len(lines) and (not lines[number].strip() or lines[number][:indent].isspace()):
+                number += 1
+        found.append((begin + 1, textwrap.dedent("\n".join(lines[begin:number]))))
+    return found
+
+
+class Page:
+    """A page's blocks, run in their order in one namespace, as a reader would who types them one after another."""
+
+    def __init__(self, name: str) -> None:
+        self.names: dict[str, Any] = {"__name__": "a_page_of_the_docs"}
+        for line, block in blocks(name):
+            # The empty lines in front put the page's own line numbers into tracebacks.
+            exec(compile("\n" * (line - 1) + block, str(ROOT / name), "exec"), self.names)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.names[name]
+
+
+class Reader:
+    """Reads a stream of a WSGI application, as a client does."""
+
+    def __init__(self, application: Any, path: str, headers: dict[str, str] | None = None, **options: Any) -> None:
+        self.response = Client(application).open(path, headers=headers, **options)
+        self.chunks = iter(self.response.response)
+        self.decoder = EventDecoder()
+        self.events: list[Event] = []
+
+    def take(self, number: int) -> list[Event]:
+        while len(self.events) < number:
+            self.events += self.decoder.feed(next(self.chunks))
+        taken, self.events = self.events[:number], self.events[number:]
+        return taken
+
+    def to_the_end(self) -> list[Event]:
+        for chunk in self.chunks:
+            self.events += self.decoder.feed(chunk)
+        return self.events
+
+    def close(self) -> None:
+        self.response.close()
+
+
+def first_place(manager: PoolManager) -> dict[str, str]:
+    """The cursor of a client that has been there from the beginning and has seen nothing."""
+    return {"Last-Event-ID": manager.publish("another key", "x").partition("-")[0] + "-0"}
+
+
+def said(events: list[Event]) -> list[tuple[str | None, str | None]]:
+    return [(event.event, event.data) for event in events]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_patched_and_nothing_is_left_running(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pages may patch the standard library and start streams; neither shall outlive its test."""
+    monkeypatch.setattr("gevent.monkey.patch_all", lambda: None)
+    made = []
+    begin = PoolManager.__init__
+
+    def recording(manager: PoolManager, *arguments: Any, **options: Any) -> None:
+        made.append(manager)
+        begin(manager, *arguments, **options)
+
+    monkeypatch.setattr(PoolManager, "__init__", recording)
+    # What the pages call "your application" is the README's.
+    news = types.ModuleType("news")
+    monkeypatch.setitem(sys.modules, "news", news)
+    news.__dict__.update(Page("README.md").names)
+    yield
+    for manager in made:
+        manager.shutdown()
+
+
+def settings_table() -> Any:
+    spec = importlib.util.spec_from_file_location("settings_table", DOCS / "settings_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# All pages
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+def test_every_python_block_runs(page: str) -> None:
+    Page(page)
+
+
+def test_blocks_are_found_in_both_formats() -> None:
+    assert len(blocks("README.md")) == 1
+    assert len(blocks("docs/quickstart.rst")) > 10
+    assert all("app = Flask(__name__)" in blocks(page)[0][1] for page in ("README.md", "docs/index.rst"))
+
+
+def test_the_readme_and_the_first_page_of_the_docs_show_the_same_example() -> None:
+    assert blocks("README.md")[0][1].strip() == blocks("docs/index.rst")[0][1].strip()
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CHANGES.md"])
+def test_every_setting_that_is_named_exists(page: str) -> None:
+    named = set(re.findall(r"\bSSE_[A-Z_]+\b", (ROOT / page).read_text(encoding="utf-8")))
+    assert named <= {f"SSE_{item.name.upper()}" for item in fields(Settings)}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGES.md", "examples/README.md"])
+def test_every_relative_link_leads_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
+    local = [target for target in targets if target and not re.match(r"[a-z]+:", target)]
+    assert local or page == "CHANGES.md"
+    missing = [target for target in local if not (ROOT / page).parent.joinpath(target).exists()]
+    assert missing == []
+
+
+def test_every_page_of_the_docs_is_in_the_table_of_contents() -> None:
+    listed = (DOCS / "index.rst").read_text(encoding="utf-8").partition(".. toctree::")[2].split()
+    assert {path.stem for path in DOCS.glob("*.rst")} - {"index"} <= set(listed)
+
+
+def test_the_table_of_settings_names_every_setting_with_its_default_and_its_meaning() -> None:
+    table = settings_table().rst()
+    for item in fields(Settings):
+        row = re.search(rf"\* - ``SSE_{item.name.upper()}``\n +- (.+)\n +- (.+)\n", table)
+        assert row is not None, item.name
+        assert str(getattr(Settings(), item.name)).strip("()',") in row[1].replace('"', "'")
+        assert row[2] == item.metadata["doc"]
+    assert ".. settings-table::" in (DOCS / "settings.rst").read_text(encoding="utf-8")
+
+
+def test_the_api_page_has_every_public_name() -> None:
+    page = (DOCS / "api.rst").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\.\. auto\w+:: (?:[\w.]+\.)?(\w+)", page, re.MULTILINE))
+    assert set(flask_sse_stream.__all__) <= documented
+
+
+# What the pages say
+
+
+def test_the_readmes_app_publishes_and_a_stream_sees_it() -> None:
+    app = Page("README.md")["app"]
+    reader = Reader(app, "/stream?connectKey=news")
+    assert app.test_client().post("/news").status_code == 204
+    assert said(reader.take(1)) == [("headline", '{"title": "hi"}')]
+    reader.close()
+
+
+def test_the_quickstarts_first_app_publishes_what_was_posted() -> None:
+    page = Page("docs/quickstart.rst")
+    app: Flask = page["app"]
+    reader = Reader(app, "/stream?connectKey=news")
+    assert app.test_client().post("/news", data={"title": "hello"}).status_code == 204
+    assert said(reader.take(1)) == [("headline", '{"title": "hello"}')]
+    reader.close()
+    assert "/stream?connectKey=news" in app.test_client().get("/").text
+
+
+def test_the_quickstarts_events_are_those_it_describes() -> None:
+    app = Page("docs/quickstart.rst")["app"]
+    events = Reader(app, "/stream?connectKey=news", first_place(app.extensions["sse_stream"])).take(6)
+    assert said(events) == [
+        (None, "text goes out as it is"),
+        (None, '{"title": "any other value goes out as JSON"}'),
+        ("refresh", ""),
+        (None, "and come back soon"),
+        (None, "with an id of my own"),
+        ("notice", '{"text": "maintenance at noon"}'),
+    ]
+    assert (events[3].retry, events[4].id) == (500, "invoice-17")
+
+
+@pytest.mark.parametrize("options", [{"event": "a\nb"}, {"id": "a\nb"}, {"data": b"bytes"}, {"data": "x" * 2**20}])
+def test_what_cannot_be_sent_is_an_error_of_the_publisher_alone(options: dict[str, Any]) -> None:
+    page = Page("README.md")
+    with pytest.raises(EventError):
+        page["sse"].publish("news", **options)
+    assert page["sse"].stats().published == 0
+
+
+def test_a_client_that_comes_back_gets_what_it_missed_and_then_what_is_new() -> None:
+    page = Page("README.md")
+    app, sse = page["app"], page["sse"]
+    reader = Reader(app, "/stream?connectKey=news")
+    sse.publish("news", "1")
+    seen = reader.take(1)[0].id
+    reader.close()
+    sse.publish("news", "2")
+    for headers, query in (({"Last-Event-ID": str(seen)}, ""), ({}, f"&lastEventId={seen}")):
+        again = Reader(app, f"/stream?connectKey=news{query}", headers)
+        assert said(again.take(1)) == [(None, "2")]
+        again.close()
+
+
+@pytest.mark.parametrize(("cursor", "reason"), [("000000000000-1", "epoch"), ("nonsense", "unknown")])
+def test_a_client_whose_id_leads_nowhere_is_told_so(cursor: str, reason: str) -> None:
+    page = Page("README.md")
+    reader = Reader(page["app"], "/stream?connectKey=news", {"Last-Event-ID": cursor})
+    assert said(reader.take(1)) == [("stream-reset", f'{{"reason": "{reason}", "keys": ["news"]}}')]
+    page["sse"].publish("news", "live")
+    assert said(reader.take(1)) == [(None, "live")]
+    reader.close()
+
+
+def test_the_guarded_app_asks_who_may_listen() -> None:
+    page = Page("docs/quickstart.rst")
+    client = page["guarded"].test_client()
+    assert client.get("/stream?connectKey=news").status_code == 401
+    with client.session_transaction() as session:
+        session["user"] = "7"
+    assert client.get("/stream?connectKey=user-8").status_code == 403
+    response = client.get("/stream?connectKey=user-7&connectKey=user-8")
+    assert response.status_code == 200
+    assert page["private"].streams("user-7")[0].keys == ("user-7",)
+    assert page["private"].close("user-7", reconnect=True) == 1
+    assert b"event: close" not in b"".join(response.response)
+
+
+def test_the_countdown_ends_for_good_and_its_view_may_abort() -> None:
+    app = Page("docs/quickstart.rst")["app"]
+    assert app.test_client().get("/countdown?from=1001").status_code == 400
+    reader = Reader(app, "/countdown")
+    events = reader.to_the_end()
+    assert said(events) == [
+        (None, '{"left": 3}'),
+        (None, '{"left": 2}'),
+        (None, '{"left": 1}'),
+        ("news", "lift-off"),
+        ("close", ""),
+    ]
+    assert app.test_client().get("/countdown", headers={"Last-Event-ID": str(events[-1].id)}).status_code == 204
+
+
+def test_a_function_feeds_a_stream_and_ends_it() -> None:
+    app = Page("docs/quickstart.rst")["app"]
+    events = Reader(app, "/work", method="POST", data={"number": "2"}).to_the_end()
+    assert said(events) == [
+        ("progress", '{"share": 0.5}'),
+        ("progress", '{"share": 1.0}'),
+        ("close", '{"result": "done"}'),
+    ]
+
+
+def test_a_stream_without_a_source_is_fed_from_elsewhere() -> None:
+    page = Page("docs/quickstart.rst")
+    reader = Reader(page["app"], "/jobs/a")
+    assert said(reader.take(1)) == [(None, "queued")]
+    page["job_is_done"]("a")
+    assert said(reader.to_the_end()) == [("close", "finished")]
+    assert page["jobs"] == {}
+
+
+def test_close_ends_for_good_and_reconnect_asks_to_come_back() -> None:
+    page = Page("README.md")
+    app, sse = page["app"], page["sse"]
+    for reconnect, ending in ((False, [("close", "")]), (True, [])):
+        reader = Reader(app, "/stream?connectKey=news")
+        assert sse.close("news", reconnect=reconnect) == 1
+        assert said(reader.to_the_end()) == ending
+        assert (reader.decoder.last_event_id == "end") is not reconnect
+
+
+def test_signals_reach_their_receivers(caplog: pytest.LogCaptureFixture) -> None:
+    page = Page("docs/quickstart.rst")
+    caplog.set_level("INFO", "a_page_of_the_docs")
+    with pytest.raises(ValueError, match="nothing may be published here"):
+        page["sse"].publish("frozen", "x")
+    reader = Reader(page["app"], "/stream?connectKey=news")
+    reader.close()
+    wait_for(lambda: "('news',) left: peer" in caplog.text, "the end is told")
+    assert "('news',) listens" in caplog.text
+
+
+def test_each_app_of_a_factory_has_pools_of_its_own() -> None:
+    page = Page("docs/quickstart.rst")
+    first, second = page["first"], page["second"]
+    assert first.test_client().get("/stream").status_code == 404
+    assert [app.extensions["sse_stream"].stats().published for app in (first, second)] == [1, 1]
+    assert first.extensions["sse_stream"].settings.ping_interval == 5
+    with pytest.raises(RuntimeError, match="serves 2 apps"):
+        page["live"].publish("news", "for whom?")
+
+
+def test_the_middleware_puts_streams_in_front_of_any_wsgi_application() -> None:
+    page = Page("docs/quickstart.rst")
+    application = page["application_with_streams"]
+    reader = Reader(application, "/stream?connectKey=news")
+    assert Client(application).get("/page").text == "hello\n"
+    assert said(reader.take(1)) == [("visit", '{"path":"/page"}')]
+    reader.close()
+    assert Client(application).get("/stream?connectKey=secret").status_code == 403
+
+
+def test_respond_listens_to_given_keys_or_to_a_source() -> None:
+    page = Page("docs/quickstart.rst")
+    reader = Reader(page["streams"], "/mine", environ_overrides={"REMOTE_USER": "7"})
+    page["manager"].publish("user-7", "for you")
+    assert said(reader.take(1)) == [(None, "for you")]
+    reader.close()
+    assert [event.data for event in Reader(page["streams"], "/").to_the_end()] == ["one", "two", "three", ""]
+
+
+def test_the_helper_for_tests_reads_a_stream_of_the_test_client() -> None:
+    page = Page("docs/quickstart.rst")
+    client = page["app"].test_client()
+    assert [event.data for event in page["listen"](client, "/countdown", 2)] == ['{"left": 3}', '{"left": 2}']
+
+
+def test_the_settings_page_prints_what_its_comments_say(capsys: pytest.CaptureFixture[str]) -> None:
+    Page("docs/settings.rst")
+    comments = " ".join(re.findall(r"# (.*)", "\n".join(block for _, block in blocks("docs/settings.rst"))))
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 3
+    assert all(line in comments for line in printed)
+
+
+def test_gunicorns_hook_drains_the_streams_of_a_worker_that_is_told_to_stop() -> None:
+    page = Page("docs/deploying.rst")
+    app = page["app"]
+    reader = Reader(app, "/stream")
+    page["drain_when_it_stops"](types.SimpleNamespace(alive=False, wsgi=app))
+    reader.to_the_end()
+    stats = app.extensions["sse_stream"].stats()
+    assert stats.closed == {"shutdown": 1}
+    assert reader.decoder.retry is not None
+    assert 3000 <= reader.decoder.retry <= 8000
+
+
+def test_both_ways_of_the_migration_page_publish_the_same() -> None:
+    app = Page("docs/migrating.rst")["app"]
+    events = Reader(app, "/stream?connectKey=news", first_place(app.extensions["sse_stream"])).take(2)
+    for event in events:
+        assert (json.loads(str(event.data)), event.id, event.event, event.retry) == ({"aa": 11}, "7", "data", 3000)
+
+
+def test_the_migration_pages_view_is_a_stream_only_where_it_was_asked_for_one() -> None:
+    app = Page("docs/migrating.rst")["app"]
+    assert app.test_client().get("/progress").json == {"done": 0.5}
+    assert len(Reader(app, "/progress?stream").to_the_end()) == 3
