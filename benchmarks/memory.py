@@ -5,7 +5,7 @@
 
 Each run is a fresh server on its own core. A few streams are opened and closed first, so that what a server
 loads or allocates once is not counted; then N are opened and left alone for some heartbeats of one a second.
-Only the memory of the process is counted; what the kernel keeps for a connection is the same for all servers.
+Only the memory of the process is counted, not what the kernel keeps for a connection.
 """
 
 from __future__ import annotations
