@@ -21,7 +21,7 @@ from clients import DEADLINE, Curl, Listener, Raw
 from support import ROOT, Server, free_port, python, wait_for
 
 HERE = Path(__file__).parent
-PING = 0.5
+PING = 0.4
 
 GREENLETS = ("pywsgi", "pywsgi-patched", "gunicorn-gevent")
 THREADS = ("gunicorn-gthread", "werkzeug")

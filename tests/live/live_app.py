@@ -131,15 +131,18 @@ def _add_pools(app: Flask, sse: SSE, before_any_request: list[str]) -> None:
     @app.get("/state")
     def state() -> ResponseReturnValue:
         gc.collect()
-        greenlets = [item for item in gc.get_objects() if isinstance(item, greenlet.greenlet) and not item.dead]
+        # Without those that every thread has once it was asked which is its own: they have no parent.
+        greenlets = [item for item in gc.get_objects() if isinstance(item, greenlet.greenlet) and item.parent]
+        # gunicorn's threads stay for later, and it starts them as it thinks fit.
+        pool = [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
         return {
             "pid": os.getpid(),
             "patched": "gevent.monkey" in sys.modules and sys.modules["gevent.monkey"].is_module_patched("threading"),
             "count_all": sse.count_all(),
             "stats": dataclasses.asdict(sse.stats()),
             "startup": before_any_request,
-            "greenlets": len(greenlets),
-            "threads": len(os.listdir("/proc/self/task")),
+            "greenlets": sum(not item.dead for item in greenlets),
+            "threads": len(os.listdir("/proc/self/task")) - len(pool),
             "files": len(os.listdir("/proc/self/fd")),
         }
 
