@@ -275,7 +275,7 @@ def test_the_countdown_ends_for_good_and_its_view_may_abort() -> None:
 
 def test_a_function_feeds_a_stream_and_ends_it() -> None:
     app = Page("docs/quickstart.rst")["app"]
-    events = Reader(app, "/work", method="POST", data={"number": "2"}).to_the_end()
+    events = Reader(app, "/reports", method="POST", data={"number": "2"}).to_the_end()
     assert said(events) == [
         ("progress", '{"share": 0.5}'),
         ("progress", '{"share": 1.0}'),

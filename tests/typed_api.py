@@ -1,0 +1,249 @@
+"""The public surface as a typed application uses it. Nobody runs this file: ``mypy --strict`` has to accept it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from flask import Flask, Response, session
+from flask.typing import ResponseReturnValue
+from typing_extensions import assert_type
+
+import flask_sse_stream
+from flask_sse_stream import (
+    SSE,
+    AccessDenied,
+    BrokerError,
+    CloseReason,
+    Event,
+    EventDecoder,
+    EventError,
+    PoolManager,
+    Settings,
+    SettingsError,
+    SSEError,
+    Stream,
+    StreamClosed,
+    StreamsFull,
+)
+from flask_sse_stream.brokers.base import Broker, Position
+from flask_sse_stream.event import Message
+from flask_sse_stream.extension import (
+    EventStreamResponse,
+    event_published,
+    events_dropped,
+    stream_closed,
+    stream_opened,
+)
+from flask_sse_stream.pools import Stats
+from flask_sse_stream.wsgi import Source, SSEMiddleware, last_event_id, respond
+
+# Registering
+
+app = Flask(__name__)
+sse = SSE(app)
+assert_type(SSE(app, ping_interval=5, cors_origins=("https://example.org",)), SSE)
+assert_type(SSE().init_app(app), None)
+assert_type(sse.manager, PoolManager)
+# Flask is imported by those alone who ask for the extension; type checkers know its class all the same.
+assert_type(flask_sse_stream.SSE(app).count("news"), int)
+
+# Publishing, counting, closing
+
+assert_type(sse.publish("news", {"title": "hi"}, event="headline"), str)
+assert_type(sse.publish("news", Event("hi")), str)
+assert_type(sse.publish("news", None, event="refresh", id=7, retry=500), str)
+assert_type(sse.publish_all([1, 2.5, None], id="own"), str)
+assert_type(sse.count("news"), int)
+assert_type(sse.count_all(), int)
+assert_type(sse.streams("news"), list[Stream])
+assert_type(sse.close("news"), int)
+assert_type(sse.close_all(reconnect=True), int)
+assert_type(sse.drain(), int)
+assert_type(sse.stats(), Stats)
+assert_type(sse.stats().closed, Mapping[str, int])
+sse.publish(7, "a key is text")  # type: ignore[arg-type]
+sse.publish("news", "a name too", event=7)  # type: ignore[arg-type]
+
+
+# Who may listen
+
+
+@sse.authorize
+def who(keys: Sequence[str]) -> list[str]:
+    if "user" not in session:
+        raise AccessDenied("log in first", status=401)
+    return [key for key in keys if key.startswith("public-")]
+
+
+assert_type(who(["a"]), list[str])
+
+
+@sse.authorize
+def nobody(keys: Sequence[str]) -> None:
+    return None
+
+
+# Streams of one request
+
+
+@app.get("/countdown/<int:start>")
+@sse.event_stream()
+def countdown(start: int) -> Iterator[Event]:
+    for number in range(start, 0, -1):
+        yield Event(str(number), event="left", id=number)
+
+
+@sse.event_stream(match_query="live", close_event=None, headers={"X-A": "b"})
+def mixed(room: str, *, limit: int = 5) -> Iterator[str | dict[str, int]]:
+    yield room
+    yield {"limit": limit}
+
+
+assert_type(mixed("kitchen", limit=3), ResponseReturnValue)
+mixed(5)  # type: ignore[arg-type]
+
+
+def feed(stream: Stream) -> None:
+    stream.send({"share": 0.5}, event="progress")
+
+
+def feed_by_yielding(stream: Stream) -> Iterator[str]:
+    yield repr(stream)
+
+
+@app.post("/feeds")
+def feeds() -> Response:
+    assert_type(sse.stream(feed), EventStreamResponse)
+    sse.stream(feed_by_yielding, close_event="done")
+    sse.stream(["one", {"two": 2}, Event("three")], headers={"X-A": "b"})
+    response = sse.stream(close_event=None)
+    assert_type(response.stream, Stream)
+    response.stream.send("hello")
+    return response
+
+
+def all_of_a_stream(stream: Stream) -> None:
+    assert_type(stream.send("text"), None)
+    assert_type(stream.send(Event("text")), None)
+    assert_type(stream.comment("for curl"), None)
+    assert_type(stream.send_end({"done": True}, event="done", retry=100), None)
+    assert_type(stream.close(), None)
+    assert_type(stream.closed, bool)
+    assert_type(stream.waiting, int)
+    assert_type(stream.keys, tuple[str, ...])
+    assert_type(stream.reason, CloseReason | None)
+    stream.on_close(lambda stream, reason: print(stream.keys, reason.value))
+    stream.on_close(gone)
+
+
+def gone(stream: Stream, reason: CloseReason) -> int:
+    assert_type(reason.value, str)
+    return 5
+
+
+def text_of(reason: CloseReason) -> str:
+    return reason  # a reason is a str
+
+
+# Signals
+
+
+@stream_opened.connect_via(app)
+def opened(sender: Flask, stream: Stream) -> None: ...
+
+
+@stream_closed.connect_via(app)
+def closed(sender: Flask, stream: Stream, reason: CloseReason) -> None: ...
+
+
+@event_published.connect_via(app)
+def published(sender: Flask, key: str | None, event: Event) -> None: ...
+
+
+@events_dropped.connect_via(app)
+def dropped(sender: Flask, stream: Stream, count: int) -> None: ...
+
+
+# Events
+
+
+def events() -> None:
+    event = Event({"any": "value"}, event="name", id=7, retry=100, comment="for curl")
+    assert_type(event.data, str | None)
+    assert_type(event.id, str | None)
+    assert_type(event.retry, int | None)
+    assert_type(event.encode(), bytes)
+    event.data = "frozen"  # type: ignore[misc]
+    Event("x", id=1.5)  # type: ignore[arg-type]
+    decoder = EventDecoder(max_bytes=1000, comments=True)
+    assert_type(decoder.feed(b"data: x\n\n"), list[Event])
+    assert_type(decoder.last_event_id, str)
+    assert_type(decoder.retry, int | None)
+
+
+# Settings and errors
+
+
+def settings() -> None:
+    assert_type(Settings(ping_interval=5), Settings)
+    assert_type(Settings.from_mapping({"SSE_RETRY": None}, history_size=5), Settings)
+    assert_type(Settings().retry, int | None)
+    assert_type(Settings().headers, Mapping[str, str])
+    Settings(overflow="conflate", when_full="503")
+    Settings(overflow="block")  # type: ignore[arg-type]
+    Settings(ping_intervall=5)  # type: ignore[call-arg]
+
+
+def errors() -> None:
+    try:
+        sse.publish("news", "x")
+    except StreamClosed as error:
+        assert_type(error.reason, str)
+    except StreamsFull as error:
+        assert_type(error.limit, int)
+        assert_type(error.key, str | None)
+    except AccessDenied as error:
+        assert_type(error.status, int)
+    except (BrokerError, EventError, SettingsError) as error:
+        assert_type(error, BrokerError | EventError | SettingsError)
+    except SSEError:
+        raise
+
+
+# Any WSGI application
+
+
+def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    source: Source = feed
+    assert_type(last_event_id(environ), str | None)
+    respond(manager, environ, start_response)
+    respond(manager, environ, start_response, keys=["a", "b"], headers=[("X-A", "b")])
+    respond(manager, environ, start_response, stream=Stream(manager))
+    return respond(manager, environ, start_response, source=source)
+
+
+class OwnBroker:
+    """A broker needs no base class."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def start(self, deliver: Callable[[Message], None]) -> None:
+        deliver(Message("key", "epoch", 1, b"data: x\n\n", 0.0))
+
+    def publish(self, key: str | None, body: bytes) -> str:
+        return "epoch-1"
+
+    def cover(self, keys: Sequence[str], after: int | None) -> Position:
+        return Position(epoch="epoch", head=1)
+
+    def close(self) -> None: ...
+
+
+manager = PoolManager(Settings(path="/events"), dumps=str, broker=OwnBroker)
+own: Broker = OwnBroker(Settings())
+assert_type(manager.publish("news", 5), str)
+assert_type(manager.keys(), list[str])
+assert_type(manager.shutdown(), None)
+app.wsgi_app = SSEMiddleware(app.wsgi_app, manager)  # type: ignore[method-assign]
