@@ -46,7 +46,7 @@ class LiveServer(Server):
     def __init__(self, kind: str, log: Path, **environment: str) -> None:
         port = free_port()
         path = f"{ROOT}:{HERE}"
-        super().__init__(command(kind, port), port, log, {"PYTHONPATH": path, **environment})
+        super().__init__(command(kind, port), port, log, {"PYTHONPATH": path, "PYTHONWARNINGS": "error", **environment})
         self.kind = kind
         self.in_greenlets = kind in GREENLETS
         self.tracebacks = 0  # those that tests are known to have caused

@@ -202,7 +202,8 @@ def _add_streams_of_one_request(app: Flask, sse: SSE) -> None:
     @app.get("/forbidden")
     @sse.event_stream()
     def forbidden() -> Iterator[Any]:
-        abort(403)
+        if request.method == "GET":
+            abort(403)
         yield "never"
 
     @app.post("/echo")
@@ -305,5 +306,9 @@ def _add_publishers(app: Flask, sse: SSE) -> None:
             signalled.append(key)
             os.kill(os.getpid(), signal.SIGUSR1)
         else:
-            places[place](lambda: sse.publish(key, place) and None)
+
+            def action() -> None:
+                sse.publish(key, place)
+
+            places[place](action)
         return "", 204

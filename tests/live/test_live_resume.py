@@ -147,11 +147,12 @@ def test_a_cursor_that_leads_nowhere_is_told_so_and_goes_on_live(server: LiveSer
     server.publish(key, "old")
     epoch, head = _position(server)
     cursor = NOWHERE[name](epoch, head)
-    for request in (
-        lambda: server.listen(key, headers={"Last-Event-ID": cursor.encode()}),
-        lambda: server.listen(key, lastEventId=cursor),
-    ):
-        with request() as listener:
+    ways: list[tuple[dict[str, bytes], dict[str, str]]] = [
+        ({"Last-Event-ID": cursor.encode()}, {}),
+        ({}, {"lastEventId": cursor}),
+    ]
+    for headers, query in ways:
+        with server.listen(key, headers=headers, **query) as listener:
             assert listener.status == 200
             server.publish(f"{key}-secret", "of another pool")
             last = server.publish(key, "live")
