@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # settings_table.py
+sys.path.insert(0, str(Path(__file__).parent))  # for the two extensions that live here
 
 project = "flask_sse_stream"
 author = "The flask_sse_stream maintainers"
@@ -14,7 +14,7 @@ copyright = f"2026, {author}"
 release = installed_version("flask-sse-stream")
 version = ".".join(release.split(".")[:2])
 
-extensions = ["sphinx.ext.autodoc", "pallets_sphinx_themes", "settings_table"]
+extensions = ["sphinx.ext.autodoc", "pallets_sphinx_themes", "markdown_section", "settings_table"]
 exclude_patterns = ["_build"]
 default_role = "code"
 highlight_language = "python"

@@ -113,8 +113,8 @@ def nothing_is_patched_and_nothing_is_left_running(monkeypatch: pytest.MonkeyPat
         manager.shutdown()
 
 
-def settings_table() -> Any:
-    spec = importlib.util.spec_from_file_location("settings_table", DOCS / "settings_table.py")
+def extension_of_the_docs(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -162,13 +162,24 @@ def test_every_page_of_the_docs_is_in_the_table_of_contents() -> None:
 
 
 def test_the_table_of_settings_names_every_setting_with_its_default_and_its_meaning() -> None:
-    table = settings_table().rst()
+    table = extension_of_the_docs("settings_table").rst()
     for item in fields(Settings):
         row = re.search(rf"\* - ``SSE_{item.name.upper()}``\n +- (.+)\n +- (.+)\n", table)
         assert row is not None, item.name
         assert str(getattr(Settings(), item.name)).strip("()',") in row[1].replace('"', "'")
         assert row[2] == item.metadata["doc"]
     assert ".. settings-table::" in (DOCS / "settings.rst").read_text(encoding="utf-8")
+
+
+def test_the_page_of_the_benchmarks_shows_every_table_of_the_results() -> None:
+    markdown = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    page = (DOCS / "benchmarks.rst").read_text(encoding="utf-8")
+    first, last = re.findall(r":(?:first|last): (.+)", page)
+    shown = extension_of_the_docs("markdown_section").rst(markdown, first, last)
+    results = markdown.partition("\n## Results\n")[2].partition("\n## ")[0]
+    assert shown.count(".. list-table::") == len(re.findall(r"^\|-", results, re.MULTILINE)) > 0
+    assert "``publish``" in shown
+    assert "|" not in shown
 
 
 def test_the_api_page_has_every_public_name() -> None:
