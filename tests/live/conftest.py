@@ -7,7 +7,6 @@ own. What has to kill its server starts one with ``fresh``.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import resource
 import signal
 import time
@@ -148,14 +147,17 @@ def server(running: LiveServer) -> Iterator[LiveServer]:
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Callable[..., LiveServer]]:
     """Start a server of one's own: ``fresh(kind, SSE_RETRY="100")``."""
-    numbers = itertools.count()
+    servers: list[LiveServer] = []
     with contextlib.ExitStack() as stack:
 
         def start(kind: str, **environment: str) -> LiveServer:
-            server = LiveServer(kind, tmp_path / f"log-{next(numbers)}", **environment)
+            server = LiveServer(kind, tmp_path / f"log-{len(servers)}", **environment)
+            servers.append(server)
             return stack.enter_context(_running(server))
 
         yield start
+        for server in servers:
+            assert "Traceback" not in server.log, server.log[-5000:]
 
 
 @pytest.fixture
