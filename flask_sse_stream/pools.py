@@ -1,8 +1,8 @@
 """Pools of streams by key, and the way of an event from its publisher to them.
 
 ``publish`` hands an encoded body to the broker; the broker gives it its place and calls ``deliver``; ``deliver``
-puts it into the key's window and, if somebody listens, into the outbox, and wakes the flusher; ``flush`` offers it
-to the streams, in slices. So publishing costs the same whatever the number of streams, and never waits for one.
+puts it into the key's window and, if somebody listens, into the outbox, and wakes the flusher, which makes its
+rounds (``rounds.py``) and offers it to the streams. So publishing costs the same whatever the number of streams, and never waits for one.
 
 Who runs what:
 
@@ -17,7 +17,6 @@ no framework.
 
 from __future__ import annotations
 
-import heapq
 import json
 import logging
 import os
@@ -25,18 +24,19 @@ import random
 import re
 import time
 import weakref
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from .brokers.base import Broker, broker_from_url
 from .errors import EventError, StreamsFull
 from .event import END_ID, Event, Message, encode_json, retry_block, to_text
+from .rounds import Rounds
 from .settings import Settings
 from .stream import CloseReason, Lock, Stream
 from .transports.base import Flusher, Runtime, Transport
-from .window import Window
+from .window import Windows
 
 __all__ = ["MAX_KEYS", "Hooks", "Pool", "PoolManager", "Stats", "check_key"]
 
@@ -46,15 +46,9 @@ MAX_KEYS: Final = 100
 """The most keys that one stream may listen to."""
 
 _MAX_KEY_LENGTH: Final = 255
-_SLICE_SECONDS: Final = 0.001
-_SLICE_STREAMS: Final = 64  # between two looks at the clock
-_PASS_MESSAGES: Final = 64  # offered before their streams are woken
-_PASS_BYTES: Final = 256 * 1024
 _OUTBOX_LIMIT: Final = 256  # a publisher that is so far ahead gives the flusher its turn
 _TURN_SECONDS: Final = 0.1  # and goes on if nothing moves: a flusher that hangs must not hang publishers
-_EMPTY_WINDOW_SECONDS: Final = 60.0
 _NOT_IN_KEYS: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_CURSOR: Final = re.compile(r"([A-Za-z0-9._]{1,64})-([0-9]{1,19})\Z")
 
 
 def check_key(key: Any) -> str:
@@ -168,25 +162,14 @@ class PoolManager:
         self.lock = Lock(self._absorb)
         self._broker = self._broker_factory(self.settings)
         self._broker.start(self.deliver)
-        self._epoch: str | None = None
-        self._head = 0
-        self._floor = 0  # the highest floor of the windows that were forgotten
-        self._windows: OrderedDict[str | None, Window] = OrderedDict()
+        self._windows = Windows(self.settings.history_size, self.settings.history_ttl)
         self._pools: dict[str, Pool] = {}
-        self._streams: dict[Stream, None] = {}  # the one that was silent longest comes first
-        self._everybody: tuple[Stream, ...] | None = None  # those of _streams that have keys
-        self._to_wake: deque[Stream] = deque()
-        self._to_close: deque[tuple[Stream, CloseReason]] = deque()
-        self._drops: deque[tuple[Stream, int]] = deque()
-        self._ages: list[tuple[float, int, weakref.ref[Stream]]] = []
-        self._lingering: deque[tuple[float, weakref.ref[Stream]]] = deque()  # ended; their last bytes may be stuck
+        self._everybody: tuple[Stream, ...] | None = None  # those that have keys
         self._inbox: deque[Message] = deque()
-        self._outbox: deque[Message] = deque()
-        self._pass: Iterator[float] | None = None
+        self._rounds = Rounds(self.settings, self.lock, self._listeners, self._tell_dropped)
         self._flusher: Flusher | None = None
         self._flusher_lock = Lock(lambda: None)
-        self._opened = self._refused = self._published = self._offered = 0
-        self._dropped = self._replayed = self._resets = 0
+        self._opened = self._refused = self._published = self._replayed = self._resets = 0
         self._closed: Counter[str] = Counter()
 
     # Publishing
@@ -240,7 +223,7 @@ class PoolManager:
             self.hooks.published(key, value)
         identifier = self._broker.publish(key, body)
         self._published += 1
-        if len(self._outbox) > _OUTBOX_LIMIT:
+        if len(self._rounds.outbox) > _OUTBOX_LIMIT:
             self._give_turn()
         return identifier
 
@@ -249,8 +232,8 @@ class PoolManager:
         return self._dumps(value)
 
     def _give_turn(self) -> None:
-        best, since = len(self._outbox), time.monotonic()
-        while len(self._outbox) > _OUTBOX_LIMIT:
+        best, since = len(self._rounds.outbox), time.monotonic()
+        while len(self._rounds.outbox) > _OUTBOX_LIMIT:
             # If the lock is not free it may be held by the very frame that this one has interrupted (a signal
             # handler, a __del__), and the flusher, let go now, would wait for it in vain.
             if self._flusher is None or not self.lock.try_acquire():
@@ -259,8 +242,8 @@ class PoolManager:
             self._absorb()
             if not self._flusher.give_turn():
                 return
-            if len(self._outbox) < best:
-                best, since = len(self._outbox), time.monotonic()
+            if len(self._rounds.outbox) < best:
+                best, since = len(self._rounds.outbox), time.monotonic()
             elif time.monotonic() - since > _TURN_SECONDS:
                 return
 
@@ -288,198 +271,41 @@ class PoolManager:
 
     def _take_in(self, message: Message) -> bool:
         """Give one message its place here; say whether somebody listens."""
-        if message.epoch != self._epoch:
+        if message.epoch != self._windows.epoch:
             self._enter(message.epoch, message.seq - 1)
-        if message.seq <= self._head:
+        if not self._windows.add(message, time.monotonic(), self._pools):
             return False  # delivered again
-        self._head = message.seq
-        now = time.monotonic()
-        if self.settings.history_size:
-            self._window(message.key, now).add(message, now)
-            self._sweep(now)
         if message.key in self._pools if message.key is not None else self._pools:
-            self._outbox.append(message)
+            self._rounds.outbox.append(message)
             return True
         return False
 
     def _enter(self, epoch: str, head: int) -> None:
         """Begin a log's life; after another one, whoever listens has lost what was between."""
-        first = self._epoch is None
-        self._epoch = epoch
+        first = self._windows.epoch is None
+        self._windows.begin(epoch, head)
         if first:
             return
-        self._windows.clear()
-        self._outbox.clear()
-        self._floor = self._head = head
-        for stream in self._streams:
+        self._rounds.forget_messages()
+        for stream in self._rounds.streams:
             if stream.keys:
                 stream.put_reset(self._reset("epoch", stream.keys), head)
-                self._to_wake.append(stream)
+                self._rounds.wake_soon(stream)
         if self._flusher is not None:
             self._flusher.wake()
 
-    def _window(self, key: str | None, now: float) -> Window:
-        window = self._windows.get(key)
-        if window is None:
-            settings = self.settings
-            # Whatever this key may have had before is at or below the floor of what was forgotten.
-            window = Window(settings.history_size, settings.history_ttl, floor=self._floor, now=now)
-            self._windows[key] = window
-        return window
-
-    def _sweep(self, now: float) -> None:
-        """Look at two windows, in turn, and forget those that are empty and that nobody has used for a while.
-
-        Not at once: a client of a quiet key that is back within a minute shall find that it missed nothing.
-        """
-        for _ in range(min(2, len(self._windows))):
-            key, window = next(iter(self._windows.items()))
-            window.trim(now)
-            if len(window) or key in self._pools or key is None or now - window.used < _EMPTY_WINDOW_SECONDS:
-                self._windows.move_to_end(key)
-            else:
-                self._floor = max(self._floor, window.floor)
-                del self._windows[key]
-
-    # From the outbox to the streams
-
     def flush(self) -> float | None:
-        """Work for about a millisecond; return after how many seconds to come back, ``None``: when woken.
-
-        For the flusher alone. 0 means that there is more to do, after others had their turn.
-        """
-        deadline = time.monotonic() + _SLICE_SECONDS
-        if self._pass is None:
-            self._pass = self._work()
-        try:
-            for pause in self._pass:
-                if pause:
-                    return pause
-                if time.monotonic() >= deadline:
-                    return 0.0
-        except Exception:
-            logger.exception("the flusher failed in a pass and goes on with the next")
-        self._pass = None
-        return 0.0 if self._outbox else self._next_due()
-
-    def _work(self) -> Iterator[float]:
-        """One pass over everything there is to do. Yields where others may run; more than 0: seconds of rest."""
-        while self._outbox:
-            yield from self._fan_out()
-        yield from self._heartbeat()
-        yield from self._end_the_old()
-        yield from self._cut_off_the_stuck()
-        yield from self._wake()
-
-    def _fan_out(self) -> Iterator[float]:
-        batch: list[Message] = []
-        size = 0
-        # Half a queue at the most: a client that keeps up has room for all of it.
-        most = min(_PASS_MESSAGES, max(1, self.settings.queue_events // 2))
-        most_bytes = min(_PASS_BYTES, self.settings.queue_bytes // 2)
-        while self._outbox and len(batch) < most and (not batch or size + len(self._outbox[0].frame) <= most_bytes):
-            batch.append(self._outbox.popleft())
-            size += len(batch[-1].frame)
-        touched: dict[Stream, None] = {}
-        for message in batch:
-            with self.lock:
-                streams = self._listeners(message.key)
-            for start in range(0, len(streams), _SLICE_STREAMS):
-                now = time.monotonic()
-                with self.lock:
-                    for stream in streams[start : start + _SLICE_STREAMS]:
-                        if stream.offer(message):
-                            stream.last_active = now
-                            touched[stream] = None
-                            self.touched(stream)
-                            self._offered += 1
-                yield 0.0
-        self._to_wake.extend(touched)
-        yield from self._wake()
-        if self._outbox:
-            # Threads that write need the interpreter's lock; without a rest they would overflow, not being slow.
-            while [stream for stream in touched if stream.crowded()]:  # every one of them, so that all lose patience
-                yield 0.001
+        """Do a slice of what there is to do for the streams. For the flusher alone; see :meth:`Rounds.flush`."""
+        return self._rounds.flush()
 
     def _listeners(self, key: str | None) -> tuple[Stream, ...]:
+        """Give the streams of this moment that a message of ``key`` is for. Under the lock."""
         if key is not None:
             pool = self._pools.get(key)
             return pool.snapshot() if pool is not None else ()
         if self._everybody is None:
-            self._everybody = tuple(stream for stream in self._streams if stream.keys)
+            self._everybody = tuple(stream for stream in self._rounds.streams if stream.keys)
         return self._everybody
-
-    def _wake(self) -> Iterator[float]:
-        while self._to_wake:
-            transport = self._to_wake.popleft().transport
-            if transport is not None:
-                transport.wake()
-            if len(self._to_wake) % _SLICE_STREAMS == 0:
-                yield 0.0
-        while self._to_close:
-            stream, reason = self._to_close.popleft()
-            stream.close(reason)
-            yield 0.0
-        while self._drops:
-            stream, count = self._drops.popleft()
-            if self.hooks.dropped is not None:
-                self._call(self.hooks.dropped, stream, count)
-            yield 0.0
-
-    def _heartbeat(self) -> Iterator[float]:
-        interval, patience = self.settings.ping_interval, self.settings.send_timeout
-        now = time.monotonic()
-        while interval:
-            with self.lock:
-                for _ in range(_SLICE_STREAMS):
-                    stream = next(iter(self._streams), None)
-                    if stream is None or stream.last_active + interval > now:
-                        interval = 0  # nobody after this one was silent for longer
-                        break
-                    if stream.writing_since and now - stream.writing_since > patience:
-                        self._to_close.append((stream, CloseReason.STALLED))
-                    elif stream.put_ping():
-                        self._to_wake.append(stream)
-                    stream.last_active = now
-                    self.touched(stream)
-            yield 0.0
-
-    def _end_the_old(self) -> Iterator[float]:
-        now = time.monotonic()
-        while self._ages and self._ages[0][0] <= now:
-            with self.lock:
-                stream = heapq.heappop(self._ages)[2]()
-            if stream is not None:
-                self._to_close.append((stream, CloseReason.ROTATED))
-            yield 0.0
-
-    def _cut_off_the_stuck(self) -> Iterator[float]:
-        """Free the server's code that hangs in a write of the last bytes of a stream that has ended."""
-        patience = self.settings.send_timeout
-        now = time.monotonic()
-        while self._lingering and self._lingering[0][0] <= now:
-            stream = self._lingering.popleft()[1]()
-            transport = stream.transport if stream is not None else None
-            if stream is None or transport is None:
-                continue
-            if stream.writing_since and now - stream.writing_since < patience:
-                self._lingering.append((now + patience, weakref.ref(stream)))  # slow, but it takes bytes
-            else:
-                transport.close()
-            yield 0.0
-
-    def _next_due(self) -> float | None:
-        due = []
-        with self.lock:
-            silent = next(iter(self._streams), None)
-            if silent is not None and self.settings.ping_interval:
-                due.append(silent.last_active + self.settings.ping_interval)
-            if self._ages:
-                due.append(self._ages[0][0])
-            if self._lingering:
-                due.append(self._lingering[0][0])
-        # Not more often than every 20 ms: thousands of streams would have a moment each.
-        return max(min(due) - time.monotonic(), 0.02) if due else None
 
     # Opening and ending streams
 
@@ -500,17 +326,16 @@ class PoolManager:
         """
         stream = Stream(self, self.check_keys(keys))
         self._check_limits(stream.keys)
-        cursor = _CURSOR.match(last_event_id) if last_event_id else None
-        position = self._broker.cover(stream.keys, int(cursor[2]) if cursor is not None else None)
+        position = self._broker.cover(stream.keys, last_event_id)
         with self.lock:
             # In one step, so that no event falls between what is replayed and what is offered.
             while self._inbox:
                 self._take_in(self._inbox[0])
                 self._inbox.popleft()
-            if self._epoch != position.epoch:
+            if self._windows.epoch != position.epoch:
                 self._enter(position.epoch, position.head)
-            stream.put_first([self._preamble, *self._replay(stream.keys, last_event_id)])
-            stream.cursor = self._head
+            stream.put_first([self._preamble, *self._first_frames(stream.keys, last_event_id)])
+            stream.cursor = self._windows.head
             self._register(stream, transport)
         self._start_flusher(runtime)
         self._announce(stream)
@@ -531,7 +356,7 @@ class PoolManager:
     def _check_limits(self, keys: tuple[str, ...]) -> None:
         everywhere, per_key = self.settings.max_clients, self.settings.max_clients_per_key
         full: StreamsFull | None = None
-        if len(self._streams) >= everywhere:
+        if len(self._rounds.streams) >= everywhere:
             full = StreamsFull(everywhere)
         elif per_key is not None:
             for key in keys:
@@ -545,18 +370,14 @@ class PoolManager:
         self._check_limits(stream.keys)
         stream.transport = transport
         stream.opened = stream.last_active = now = time.monotonic()
-        self._streams[stream] = None
+        self._rounds.join(stream)
         self._everybody = None
         for key in stream.keys:
             pool = self._pools.get(key)
             if pool is None:
                 pool = self._pools[key] = Pool(key)
             pool.add(stream)
-            if self.settings.history_size:
-                self._window(key, now)  # so that its floor is where this stream began
-        if self.settings.max_age is not None:
-            age = self.settings.max_age * random.uniform(0.8, 1.0)  # noqa: S311  only spreads
-            heapq.heappush(self._ages, (now + age, id(stream), weakref.ref(stream)))
+            self._windows.touch(key, now)
         self._opened += 1
 
     def _start_flusher(self, runtime: Runtime) -> None:
@@ -573,7 +394,7 @@ class PoolManager:
                 weakref.finalize(self, self._flusher.stop).atexit = False
                 self._flusher.wake()
         # The newest stream is the last to be silent for too long; so only the first one brings a date forward.
-        if len(self._streams) == 1 or self._ages:
+        if len(self._rounds.streams) == 1 or self.settings.max_age is not None:
             self._flusher.wake()
 
     def _announce(self, stream: Stream) -> None:
@@ -586,72 +407,32 @@ class PoolManager:
         except Exception:
             logger.exception("a hook raised; the stream it was told of goes on")
 
-    def _replay(self, keys: tuple[str, ...], last_event_id: str | None) -> list[bytes]:
+    def _first_frames(self, keys: tuple[str, ...], last_event_id: str | None) -> list[bytes]:
         """What a client with this cursor gets before anything live. Under the lock."""
+        windows, now = self._windows, time.monotonic()
         if not self.settings.history_size:
             return []
-        now = time.monotonic()
-        windows = {key: self._windows[key] for key in (*keys, None) if key in self._windows}
-        for window in windows.values():
-            window.trim(now)
         if not last_event_id:
-            missed = self._merge(windows.values(), 0, latest=self.settings.join_history)
-            # The place where it began, so that one which is cut off before its first event misses nothing.
-            return [message.frame for message in missed] or [self._place()]
-        cursor, reason = self._find(last_event_id, windows.values())
-        if reason is None:
-            lost = [key for key in (*keys, None) if self._floor_of(key, windows) > cursor]
-            if not lost:
-                missed = self._merge(windows.values(), cursor)
-                self._replayed += len(missed)
-                return [message.frame for message in missed]
-            reason = "history"
-            keys = keys if None in lost else tuple(key for key in keys if key in lost)
-        self._resets += 1
-        return [self._reset(reason, keys)]
-
-    def _floor_of(self, key: str | None, windows: Mapping[str | None, Window]) -> int:
-        window = windows.get(key)
-        if window is not None:
-            return window.floor
-        # The window of what goes to all is never forgotten: without one, nothing ever did.
-        return self._floor if key is not None else 0
-
-    @staticmethod
-    def _merge(windows: Iterable[Window], after: int, latest: int | None = None) -> list[Message]:
-        found = []
-        for window in windows:
-            messages = window.after(after)
-            found += messages if latest is None else messages[len(messages) - min(latest, len(messages)) :]
-        found.sort(key=lambda message: message.seq)
-        return found
-
-    def _find(self, last_event_id: str, windows: Iterable[Window]) -> tuple[int, str | None]:
-        """Give the sequence number that an id stands for, or why it stands for none."""
-        match = _CURSOR.match(last_event_id)
-        if match is not None and match[1] == self._epoch:
-            seq = int(match[2])
-            return seq, None if seq <= self._head else "unknown"
-        # In the windows of the stream's own keys alone: an id of another pool says nothing here.
-        places = [place for window in windows if (place := window.find(last_event_id)) is not None]
-        if places:
-            return max(places), None
-        return 0, "unknown" if match is None else "epoch"
-
-    def _place(self) -> bytes:
-        return Event(id=f"{self._epoch}-{self._head}").encode()
+            latest = windows.latest(keys, self.settings.join_history, now)
+            # Or the place where it begins, so that one which is cut off before its first event misses nothing.
+            return [message.frame for message in latest] or [Event(id=f"{windows.epoch}-{windows.head}").encode()]
+        replay = windows.replay(keys, last_event_id, now)
+        if replay.reset is not None:
+            self._resets += 1
+            return [self._reset(replay.reset, replay.keys)]
+        self._replayed += len(replay.messages)
+        return [message.frame for message in replay.messages]
 
     def _reset(self, reason: str, keys: Iterable[str]) -> bytes:
         data = {"reason": reason, "keys": list(keys)}
         return Event(
-            json.dumps(data, ensure_ascii=False), event="stream-reset", id=f"{self._epoch}-{self._head}"
+            json.dumps(data, ensure_ascii=False), event="stream-reset", id=f"{self._windows.epoch}-{self._windows.head}"
         ).encode()
 
     def leave(self, stream: Stream, reason: CloseReason) -> bool:
         """Take a stream out of everything, and say whether it was in. For the stream, under the lock."""
-        if stream not in self._streams:
+        if not self._rounds.leave(stream, reason):
             return False  # its response never began
-        del self._streams[stream]
         self._everybody = None
         self._closed[reason.value] += 1
         now = time.monotonic()
@@ -660,10 +441,7 @@ class PoolManager:
             pool.discard(stream)
             if not pool.streams:
                 del self._pools[key]
-            if key in self._windows:
-                self._windows[key].used = now
-        if reason is not CloseReason.PEER:
-            self._lingering.append((now + self.settings.send_timeout, weakref.ref(stream)))
+            self._windows.touch(key, now)
         return True
 
     def left(self, stream: Stream, reason: CloseReason) -> None:
@@ -675,23 +453,24 @@ class PoolManager:
             self._call(self.hooks.closed, stream, reason)
 
     def touched(self, stream: Stream) -> None:
-        """Put a stream behind all that were silent for longer. For the stream, under the lock."""
-        if self._streams.pop(stream, _ABSENT) is not _ABSENT:
-            self._streams[stream] = None
+        """Remember that a stream was not silent. For the stream, under the lock."""
+        self._rounds.touched(stream)
 
     def dropped(self, stream: Stream, count: int) -> None:
-        """Count what an overflow policy dropped. For the stream, under the lock."""
-        self._dropped += count
+        """Remember what an overflow policy dropped. For the stream, under the lock."""
+        self._rounds.dropped(stream, count)
+
+    def _tell_dropped(self, stream: Stream, count: int) -> None:
         if self.hooks.dropped is not None:
-            self._drops.append((stream, count))  # told by the flusher: no hook runs under the lock
+            self._call(self.hooks.dropped, stream, count)
 
     def overflowed(self, stream: Stream) -> None:
         """Remember to close a stream that is too slow. For the stream, under the lock."""
-        self._to_close.append((stream, CloseReason.SLOW))
+        self._rounds.close_soon(stream, CloseReason.SLOW)
 
     def abandoned(self, stream: Stream) -> None:
         """Remember to close a stream whose body was thrown away. From ``__del__``, so maybe under the lock."""
-        self._to_close.append((stream, CloseReason.PEER))
+        self._rounds.close_soon(stream, CloseReason.PEER)
         if self._flusher is not None:
             self._flusher.wake()
 
@@ -704,7 +483,7 @@ class PoolManager:
 
     def count_all(self) -> int:
         """How many streams this process has, those of one request included."""
-        return len(self._streams)
+        return len(self._rounds.streams)
 
     def keys(self) -> list[str]:
         """The keys that have streams in this process."""
@@ -728,7 +507,7 @@ class PoolManager:
     def close_all(self, *, reconnect: bool = False) -> int:
         """End every stream of this process; as :meth:`close` in everything else."""
         with self.lock:
-            streams = list(self._streams)
+            streams = list(self._rounds.streams)
         return self._end(streams, reconnect)
 
     def _end(self, streams: list[Stream], reconnect: bool) -> int:
@@ -756,7 +535,7 @@ class PoolManager:
         this process.
         """
         with self.lock:
-            streams = list(self._streams)
+            streams = list(self._rounds.streams)
         spread = self.settings.drain_seconds * 1000
         for stream in streams:
             wait = (self.settings.retry or 0) + random.uniform(0, spread)  # noqa: S311  only spreads
@@ -767,16 +546,16 @@ class PoolManager:
         """The numbers of this process at this moment."""
         with self.lock:
             return Stats(
-                streams=len(self._streams),
+                streams=len(self._rounds.streams),
                 keys=len(self._pools),
                 windows=len(self._windows),
-                outbox=len(self._outbox),
+                outbox=len(self._rounds.outbox),
                 opened=self._opened,
                 closed=dict(self._closed),
                 refused=self._refused,
                 published=self._published,
-                offered=self._offered,
-                dropped=self._dropped,
+                offered=self._rounds.offered_count,
+                dropped=self._rounds.dropped_count,
                 replayed=self._replayed,
                 resets=self._resets,
             )
@@ -789,7 +568,6 @@ class PoolManager:
         self._broker.close()
 
 
-_ABSENT: Final = object()
 _managers: weakref.WeakSet[PoolManager] = weakref.WeakSet()
 
 

@@ -1,16 +1,23 @@
-"""The recent events of one key: what a client that comes back can be given.
+"""What a client that comes back can be given: the recent events of each key, and the place that an id stands for.
 
-A window knows messages and their order; it knows no key's name, no stream and no broker, takes the time as an
-argument, and does no locking: its pool manager calls it under its lock.
+A window holds messages in their order; :class:`Windows` has all of this process's and answers a cursor. Neither
+knows a stream or a broker; both take the time as an argument and do no locking: the pool manager calls them under
+its lock.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import re
+from collections import OrderedDict, deque
+from collections.abc import Container, Sequence
+from typing import Final, NamedTuple
 
 from .event import Message
 
-__all__ = ["Window"]
+__all__ = ["Replay", "Window", "Windows"]
+
+_CURSOR: Final = re.compile(r"([A-Za-z0-9._]{1,64})-([0-9]{1,19})\Z")
+_EMPTY_WINDOW_SECONDS: Final = 60.0
 
 
 class Window:
@@ -79,3 +86,124 @@ class Window:
             found.append(message)
         found.reverse()
         return found
+
+
+class Replay(NamedTuple):
+    """The answer to a cursor: ``messages`` it has not seen; or why it has to start over, and for which ``keys``."""
+
+    messages: list[Message]
+    reset: str | None = None
+    keys: tuple[str, ...] = ()
+
+
+class Windows:
+    """The windows of a process by key; ``None`` is the key of what went to all.
+
+    ``epoch``
+        the life of the log that they are of, ``None`` before it is known.
+    ``head``
+        the sequence number of the newest event that this process knows of, whatever its key.
+
+    A ``size`` of 0 keeps nothing, and every cursor is answered with nothing.
+    """
+
+    def __init__(self, size: int, ttl: float) -> None:
+        self._size = size
+        self._ttl = ttl
+        self._windows: OrderedDict[str | None, Window] = OrderedDict()
+        self._floor = 0  # the highest floor of the windows that were forgotten
+        self.epoch: str | None = None
+        self.head = 0
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def begin(self, epoch: str, head: int) -> None:
+        """Begin anew with a log's life, of which nothing up to ``head`` is known."""
+        self._windows.clear()
+        self.epoch = epoch
+        self.head = self._floor = head
+
+    def add(self, message: Message, now: float, in_use: Container[str | None]) -> bool:
+        """Take the next message in; ``False`` for one that is known already. ``in_use``: keys that have streams."""
+        if message.seq <= self.head:
+            return False
+        self.head = message.seq
+        if self._size:
+            self._window(message.key, now).add(message, now)
+            self._sweep(now, in_use)
+        return True
+
+    def touch(self, key: str, now: float) -> None:
+        """A stream of ``key`` begins or ends: from here on, its history is to be kept even if it is empty."""
+        if self._size:
+            self._window(key, now).used = now
+
+    def _window(self, key: str | None, now: float) -> Window:
+        window = self._windows.get(key)
+        if window is None:
+            # Whatever this key may have had before is at or below the floor of what was forgotten.
+            window = self._windows[key] = Window(self._size, self._ttl, floor=self._floor, now=now)
+        return window
+
+    def _sweep(self, now: float, in_use: Container[str | None]) -> None:
+        """Look at two windows, in turn, and forget those that are empty and that nobody has used for a while.
+
+        Not at once: a client of a quiet key that is back within a minute shall find that it missed nothing.
+        """
+        for _ in range(min(2, len(self._windows))):
+            key, window = next(iter(self._windows.items()))
+            window.trim(now)
+            if len(window) or key is None or key in in_use or now - window.used < _EMPTY_WINDOW_SECONDS:
+                self._windows.move_to_end(key)
+            else:
+                self._floor = max(self._floor, window.floor)
+                del self._windows[key]
+
+    def latest(self, keys: Sequence[str], number: int, now: float) -> list[Message]:
+        """Give the latest ``number`` messages of each key, and of what went to all, in their order."""
+        if not number:
+            return []
+        return _in_order([window.after(0)[-number:] for window in self._trimmed(keys, now)])
+
+    def replay(self, keys: Sequence[str], last_event_id: str, now: float) -> Replay:
+        """Answer the cursor of a client that listens to ``keys``.
+
+        Reasons to start over: ``"epoch"``, the id is of another life of the log; ``"history"``, it is older than
+        what is kept of some ``keys``; ``"unknown"``, it stands for no place. Whatever the id says, only what is
+        in the windows of ``keys`` is looked at: an id of another pool leads nowhere.
+        """
+        windows = self._trimmed(keys, now)
+        match = _CURSOR.match(last_event_id)
+        if match is not None and match[1] == self.epoch:
+            place = int(match[2])
+            if place > self.head:
+                return Replay([], "unknown", tuple(keys))
+        else:
+            places = [found for window in windows if (found := window.find(last_event_id)) is not None]
+            if not places:
+                return Replay([], "unknown" if match is None else "epoch", tuple(keys))
+            place = max(places)
+        # The window of what goes to all is never forgotten: without one, nothing ever did.
+        if None in self._windows and self._windows[None].floor > place:
+            return Replay([], "history", tuple(keys))
+        lost = tuple(key for key in keys if self._floor_of(key) > place)
+        if lost:
+            return Replay([], "history", lost)
+        return Replay(_in_order([window.after(place) for window in windows]))
+
+    def _floor_of(self, key: str) -> int:
+        window = self._windows.get(key)
+        return window.floor if window is not None else self._floor
+
+    def _trimmed(self, keys: Sequence[str], now: float) -> list[Window]:
+        windows = [self._windows[key] for key in (*keys, None) if key in self._windows]
+        for window in windows:
+            window.trim(now)
+        return windows
+
+
+def _in_order(runs: list[list[Message]]) -> list[Message]:
+    found = [message for run in runs for message in run]
+    found.sort(key=lambda message: message.seq)
+    return found

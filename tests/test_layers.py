@@ -19,6 +19,7 @@ LAYERS: list[set[str]] = [
     {"event", "settings"},
     {"window", "transports.base", "brokers.base"},
     {"stream", "brokers.memory", "brokers.sqlite", "brokers.redis"},
+    {"rounds"},
     {"pools"},
     {"transports.iterator", "transports.gevent", "transports.servers"},
     {"wsgi", "tickets", "jobs", "metrics"},

@@ -371,7 +371,7 @@ def test_an_id_of_the_users_own_finds_its_place() -> None:
 def reset_of(house: House, stream: Stream) -> dict[str, object]:
     [event] = house.events(stream)
     assert event.event == "stream-reset"
-    assert event.id == f"{house.manager._epoch}-{house.manager._head}"
+    assert event.id == f"{house.manager._windows.epoch}-{house.manager._windows.head}"
     found: dict[str, object] = json.loads(event.data or "")
     return found
 
@@ -400,7 +400,7 @@ def test_a_cursor_that_leads_nowhere_is_told_to_reload_and_goes_on_live(cursor: 
     house = House()
     house.manager.publish("k", "1")
     house.manager.publish("other", "secret", id="own of another pool")
-    epoch = str(house.manager._epoch)
+    epoch = str(house.manager._windows.epoch)
     stream = house.open(after=cursor.replace("{epoch}", epoch))
     assert reset_of(house, stream) == {"reason": reason, "keys": ["k"]}
     house.manager.publish("k", "2")
@@ -505,11 +505,43 @@ def test_a_log_that_begins_anew_is_told_to_every_listener() -> None:
     assert json.loads(house.events(house.open(after=old))[0].data or "")["reason"] == "epoch"
 
 
+def test_an_event_of_the_old_log_is_not_offered_after_the_news_of_the_new_one() -> None:
+    house = House(queue_events=100)
+    streams = [house.open() for _ in range(2000)]
+    for _ in range(40):
+        house.manager.publish("k", "old")
+    assert house.manager.flush() == 0.0, "a round is under way"
+    broker = house.manager._broker
+    assert isinstance(broker, MemoryBroker)
+    broker._epoch, broker._numbers = "another", itertools.count(1)
+    house.manager.publish("k", "new")
+    for stream in streams:
+        seen = [event.event or event.data for event in house.events(stream)]
+        assert seen[-2:] == ["stream-reset", "new"]
+        assert set(seen[:-2]) <= {"old"}
+
+
+def test_heartbeats_go_on_while_others_are_published_to_without_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    house = House(ping_interval=10.0, queue_events=100_000)
+    silent, busy = house.open("silent"), house.open("busy")
+    house.take(silent)
+    for _ in range(2000):
+        house.manager.publish("busy", "x")
+        clock.now += 0.02
+        house.manager.flush()
+        assert house.manager._rounds.outbox or busy
+    taken = b""
+    while data := silent.take():
+        taken += data
+    assert taken.count(b": ping") >= 1
+
+
 def test_a_message_that_is_delivered_twice_is_offered_once() -> None:
     house = House()
     stream = house.open()
     house.manager.publish("k", "1")
-    message = house.manager._windows["k"].after(0)[0]
+    message = house.manager._windows.latest(["k"], 1, 0.0)[0]
     house.manager.deliver(message)
     assert house.data(stream) == ["1"]
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_sse_stream.event import Event, Message
-from flask_sse_stream.window import Window
+from flask_sse_stream.window import Replay, Window, Windows
 
 
 def message(seq: int, created: float = 0.0, id: str | None = None) -> Message:
@@ -105,3 +105,76 @@ def test_a_window_never_holds_more_than_its_size(size: int) -> None:
     for seq in range(1, 20):
         window.add(message(seq), 0.0)
         assert len(window) <= size
+
+
+def windows(**options: float) -> Windows:
+    made = Windows(int(options.get("size", 10)), options.get("ttl", 60.0))
+    made.begin("ep", 0)
+    return made
+
+
+def put(into: Windows, key: str | None, seq: int, now: float = 0.0, id: str | None = None) -> Message:
+    message = Message(key, "ep", seq, Event("x", id=id).encode(), now)
+    into.add(message, now, ())
+    return message
+
+
+def test_a_cursor_is_answered_with_what_follows_it_in_its_keys_and_in_what_went_to_all() -> None:
+    some = windows()
+    one, _, three, four = put(some, "a", 1), put(some, "b", 2), put(some, None, 3), put(some, "a", 4)
+    assert some.replay(["a"], "ep-0", 0.0) == Replay([one, three, four])
+    assert some.replay(["a"], "ep-1", 0.0) == Replay([three, four])
+    assert some.replay(["nothing yet"], "ep-1", 0.0) == Replay([three])
+    assert some.replay(["a"], "ep-4", 0.0) == Replay([])
+
+
+@pytest.mark.parametrize(
+    ("cursor", "reason"), [("other-1", "epoch"), ("ep-5", "unknown"), ("x", "unknown"), ("of b", "unknown")]
+)
+def test_a_cursor_that_stands_for_no_place_is_told_why(cursor: str, reason: str) -> None:
+    some = windows()
+    put(some, "a", 1)
+    put(some, "b", 2, id="of b")
+    assert some.replay(["a"], cursor, 0.0) == Replay([], reason, ("a",))
+
+
+def test_a_message_is_known_once() -> None:
+    some = windows()
+    message = put(some, "a", 1)
+    assert not some.add(message, 0.0, ())
+    assert (some.head, len(some)) == (1, 1)
+
+
+def test_the_latest_of_each_key_come_in_their_order() -> None:
+    some = windows()
+    put(some, "a", 1)
+    kept = [put(some, "a", 2), put(some, "b", 3), put(some, None, 4)]
+    assert some.latest(["a", "b"], 1, 0.0) == kept
+    assert some.latest(["a", "b"], 0, 0.0) == []
+
+
+def test_an_empty_window_is_forgotten_after_a_while_unless_its_key_is_in_use() -> None:
+    some = windows(ttl=5.0)
+    for seq, key in enumerate(("used", "unused"), 1):
+        put(some, key, seq)
+    for seq in range(3, 9):
+        some.add(Message("busy", "ep", seq, b"data: x\n\n", 100.0), 100.0, {"used"})
+    assert len(some) == 2
+    assert some.replay(["used"], "ep-1", 100.0) == Replay([])
+    assert some.replay(["unused"], "ep-1", 100.0) == Replay([], "history", ("unused",))
+
+
+def test_without_a_size_nothing_is_kept() -> None:
+    some = windows(size=0)
+    put(some, "a", 1)
+    some.touch("a", 0.0)
+    assert (len(some), some.head) == (0, 1)
+
+
+def test_a_log_that_begins_anew_leaves_nothing_of_the_old_one() -> None:
+    some = windows()
+    put(some, "a", 1)
+    some.begin("new", 7)
+    assert (some.epoch, some.head, len(some)) == ("new", 7, 0)
+    assert some.replay(["a"], "new-6", 0.0) == Replay([], "history", ("a",))
+    assert some.replay(["a"], "new-7", 0.0) == Replay([])

@@ -41,10 +41,11 @@ class Broker(Protocol):
         ``SSE_BROKER_TIMEOUT`` where a store is asked, if the event may not have been taken.
         """
 
-    def cover(self, keys: Sequence[str], after: int | None) -> Position:
-        """Deliver what the windows of ``keys`` lack after sequence number ``after``, and give the log's position.
+    def cover(self, keys: Sequence[str], after: str | None) -> Position:
+        """Deliver what the windows of ``keys`` lack after the event with the id ``after``; give the log's position.
 
-        ``after=None`` asks for the position alone. On return every later message of ``keys`` will be delivered.
+        ``after`` comes from a client and may be anything; ``None`` asks for the position alone. On return every
+        later message of ``keys`` will be delivered.
         """
 
     def close(self) -> None:

@@ -62,7 +62,7 @@ class MemoryBroker:
                     return self._message(entry, seq).id
         return message.id
 
-    def cover(self, keys: Sequence[str], after: int | None) -> Position:
+    def cover(self, keys: Sequence[str], after: str | None) -> Position:
         """Give the position; the windows hold all that there is."""
         return Position(self._epoch, self._head)
 

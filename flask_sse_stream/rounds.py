@@ -1,0 +1,247 @@
+"""The flusher's rounds: what there is to do for the streams, in slices.
+
+The pool manager leaves work here (messages in the outbox, streams to wake or to close) and knows who listens; the
+flusher, one greenlet or thread of each process, calls :meth:`Rounds.flush` again and again. In between others have
+their turn, so no publisher, no view and no other stream waits for a long list of listeners.
+
+Nothing here waits, and no hook, callback or transport is called under the lock.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import random
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from .event import Message
+from .settings import Settings
+from .stream import CloseReason, Lock, Stream
+
+__all__ = ["Rounds"]
+
+logger = logging.getLogger("flask_sse_stream")
+
+_SLICE_SECONDS: Final = 0.001
+_SLICE_STREAMS: Final = 64  # between two looks at the clock
+_PASS_MESSAGES: Final = 64  # offered before their streams are woken
+_PASS_BYTES: Final = 256 * 1024
+_ABSENT: Final = object()
+
+
+class Rounds:
+    """Offers messages to streams, wakes their transports, and sees to what falls due with time.
+
+    ``streams``
+        every stream of this process; the one that was silent for longest comes first.
+    ``outbox``
+        messages that somebody listens to and nobody was offered yet.
+    ``listeners``
+        gives the streams that a message of a key is for; called under the lock.
+    ``tell_dropped``
+        is told what an overflow policy dropped, outside the lock.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        lock: Lock,
+        listeners: Callable[[str | None], tuple[Stream, ...]],
+        tell_dropped: Callable[[Stream, int], object],
+    ) -> None:
+        self._settings = settings
+        self._lock = lock
+        self._listeners = listeners
+        self._tell_dropped = tell_dropped
+        self.streams: dict[Stream, None] = {}
+        self.outbox: deque[Message] = deque()
+        self.offered_count = 0
+        self.dropped_count = 0
+        self._life = 0  # counts the lives of the log
+        self._to_wake: deque[Stream] = deque()
+        self._to_close: deque[tuple[Stream, CloseReason]] = deque()
+        self._drops: deque[tuple[Stream, int]] = deque()
+        self._ages: list[tuple[float, int, weakref.ref[Stream]]] = []
+        self._lingering: deque[tuple[float, weakref.ref[Stream]]] = deque()  # ended; their last bytes may be stuck
+        self._round: Iterator[float] | None = None
+
+    # What the pool manager calls, under the lock
+
+    def join(self, stream: Stream) -> None:
+        """Take a stream in."""
+        self.streams[stream] = None
+        if self._settings.max_age is not None:
+            age = self._settings.max_age * random.uniform(0.8, 1.0)  # noqa: S311  only spreads
+            heapq.heappush(self._ages, (stream.opened + age, id(stream), weakref.ref(stream)))
+
+    def leave(self, stream: Stream, reason: CloseReason) -> bool:
+        """Let a stream go; say whether it was here."""
+        if self.streams.pop(stream, _ABSENT) is _ABSENT:
+            return False
+        if reason is not CloseReason.PEER:
+            self._lingering.append((time.monotonic() + self._settings.send_timeout, weakref.ref(stream)))
+        return True
+
+    def touched(self, stream: Stream) -> None:
+        """Put a stream behind all that were silent for longer."""
+        if self.streams.pop(stream, _ABSENT) is not _ABSENT:
+            self.streams[stream] = None
+
+    def forget_messages(self) -> None:
+        """The log began anew: nothing of the old one is to be offered any more."""
+        self.outbox.clear()
+        self._life += 1
+
+    def dropped(self, stream: Stream, count: int) -> None:
+        """Count what was dropped, and tell of it later."""
+        self.dropped_count += count
+        self._drops.append((stream, count))
+
+    # What anybody calls, from anywhere
+
+    def wake_soon(self, stream: Stream) -> None:
+        """Wake the stream's transport in the next round."""
+        self._to_wake.append(stream)
+
+    def close_soon(self, stream: Stream, reason: CloseReason) -> None:
+        """Close the stream in the next round."""
+        self._to_close.append((stream, reason))
+
+    # What the flusher calls
+
+    def flush(self) -> float | None:
+        """Work for about a millisecond; return after how many seconds to come back, ``None``: when woken.
+
+        For the flusher alone. 0 means that there is more to do, after others had their turn.
+        """
+        deadline = time.monotonic() + _SLICE_SECONDS
+        if self._round is None:
+            self._round = self._make_a_round()
+        try:
+            for pause in self._round:
+                if pause:
+                    return pause
+                if time.monotonic() >= deadline:
+                    return 0.0
+        except Exception:
+            logger.exception("the flusher failed in a round and goes on with the next")
+        self._round = None
+        return 0.0 if self.outbox else self._next_due()
+
+    def _make_a_round(self) -> Iterator[float]:
+        """See to everything once. Yields where others may run; more than 0: seconds of rest."""
+        if self.outbox:
+            yield from self._fan_out()
+        yield from self._heartbeat()
+        yield from self._end_the_old()
+        yield from self._cut_off_the_stuck()
+        yield from self._wake()
+
+    def _fan_out(self) -> Iterator[float]:
+        batch: list[Message] = []
+        size = 0
+        # Half a queue at the most: a client that keeps up has room for all of it.
+        most = min(_PASS_MESSAGES, max(1, self._settings.queue_events // 2))
+        most_bytes = min(_PASS_BYTES, self._settings.queue_bytes // 2)
+        with self._lock:
+            life = self._life
+            while self.outbox and len(batch) < most and (not batch or size + len(self.outbox[0].frame) <= most_bytes):
+                batch.append(self.outbox.popleft())
+                size += len(batch[-1].frame)
+        touched: dict[Stream, None] = {}
+        for message in batch:
+            with self._lock:
+                streams = self._listeners(message.key)
+            for start in range(0, len(streams), _SLICE_STREAMS):
+                now = time.monotonic()
+                with self._lock:
+                    if life != self._life:
+                        break  # The log began anew: an event of the old one would spoil the cursor of the new.
+                    for stream in streams[start : start + _SLICE_STREAMS]:
+                        if stream.offer(message):
+                            stream.last_active = now
+                            touched[stream] = None
+                            self.touched(stream)
+                            self.offered_count += 1
+                yield 0.0
+        self._to_wake.extend(touched)
+        yield from self._wake()
+        if self.outbox:
+            # Threads that write need the interpreter's lock; without a rest they would overflow, not being slow.
+            while [stream for stream in touched if stream.crowded()]:  # every one of them, so that all lose patience
+                yield 0.001
+
+    def _wake(self) -> Iterator[float]:
+        while self._to_wake:
+            transport = self._to_wake.popleft().transport
+            if transport is not None:
+                transport.wake()
+            if len(self._to_wake) % _SLICE_STREAMS == 0:
+                yield 0.0
+        while self._to_close:
+            stream, reason = self._to_close.popleft()
+            stream.close(reason)
+            yield 0.0
+        while self._drops:
+            stream, count = self._drops.popleft()
+            self._tell_dropped(stream, count)
+            yield 0.0
+
+    def _heartbeat(self) -> Iterator[float]:
+        interval, patience = self._settings.ping_interval, self._settings.send_timeout
+        now = time.monotonic()
+        while interval:
+            with self._lock:
+                for _ in range(_SLICE_STREAMS):
+                    stream = next(iter(self.streams), None)
+                    if stream is None or stream.last_active + interval > now:
+                        interval = 0  # nobody after this one was silent for longer
+                        break
+                    if stream.writing_since and now - stream.writing_since > patience:
+                        self._to_close.append((stream, CloseReason.STALLED))
+                    elif stream.put_ping():
+                        self._to_wake.append(stream)
+                    stream.last_active = now
+                    self.touched(stream)
+            yield 0.0
+
+    def _end_the_old(self) -> Iterator[float]:
+        now = time.monotonic()
+        while self._ages and self._ages[0][0] <= now:
+            with self._lock:
+                stream = heapq.heappop(self._ages)[2]()
+            if stream is not None:
+                self._to_close.append((stream, CloseReason.ROTATED))
+            yield 0.0
+
+    def _cut_off_the_stuck(self) -> Iterator[float]:
+        """Free the server's code that hangs in a write of the last bytes of a stream that has ended."""
+        patience = self._settings.send_timeout
+        now = time.monotonic()
+        while self._lingering and self._lingering[0][0] <= now:
+            stream = self._lingering.popleft()[1]()
+            transport = stream.transport if stream is not None else None
+            if stream is None or transport is None:
+                continue
+            if stream.writing_since and now - stream.writing_since < patience:
+                self._lingering.append((now + patience, weakref.ref(stream)))  # slow, but it takes bytes
+            else:
+                transport.close()
+            yield 0.0
+
+    def _next_due(self) -> float | None:
+        due = []
+        with self._lock:
+            silent = next(iter(self.streams), None)
+            if silent is not None and self._settings.ping_interval:
+                due.append(silent.last_active + self._settings.ping_interval)
+            if self._ages:
+                due.append(self._ages[0][0])
+            if self._lingering:
+                due.append(self._lingering[0][0])
+        # Not more often than every 20 ms: thousands of streams would have a moment each.
+        return max(min(due) - time.monotonic(), 0.02) if due else None
