@@ -28,6 +28,7 @@ from .wsgi import (
     Source,
     accepts_event_stream,
     check_public,
+    check_source,
     cors_headers,
     last_event_id,
     preflight_headers,
@@ -276,9 +277,11 @@ class SSE:
             of the response.
 
         Raises :class:`werkzeug.exceptions.NotAcceptable` (406) if the request's ``Accept`` excludes event streams or
-        the parameter that ``SSE_MATCH_QUERY`` names is absent.
+        the parameter that ``SSE_MATCH_QUERY`` names is absent, and :class:`TypeError` for a source that is no source.
         """
         manager = self.manager
+        if source is not None:
+            check_source(source)
         return self._stream(manager, source, close_event, headers, manager.settings.match_query)
 
     def _stream(

@@ -2,7 +2,8 @@
 
 ``publish`` hands an encoded body to the broker; the broker gives it its place and calls ``deliver``; ``deliver``
 puts it into the key's window and, if somebody listens, into the outbox, and wakes the flusher, which makes its
-rounds (``rounds.py``) and offers it to the streams. So publishing costs the same whatever the number of streams, and never waits for one.
+rounds (``rounds.py``) and offers it to the streams. So publishing costs the same whatever the number of streams,
+and never waits for one.
 
 Who runs what:
 

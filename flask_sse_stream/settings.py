@@ -201,7 +201,7 @@ class Settings:
     drain_seconds: float = _setting(
         5.0,
         _number(0, 3600, whole=False),
-        "seconds; a draining process ends its streams within so long, each with its own jittered ``retry:``",
+        "seconds; the clients of a draining process come back spread over so long, each with its own ``retry:``",
     )
     public_keys: tuple[str, ...] = _setting(
         ("*",),

@@ -131,7 +131,8 @@ class Stream:
     ``opened``, ``last_active``
         monotonic times.
 
-    May be used from any thread. Made by ``sse.stream()`` and by opening a request, not by hand.
+    May be used from any thread. A request opens it; ``sse.stream()`` makes one for its response, and without Flask
+    ``Stream(manager)`` does, for :func:`~flask_sse_stream.wsgi.respond`.
     """
 
     __slots__ = (
@@ -177,11 +178,15 @@ class Stream:
 
         ``data`` is text, any value that JSON can express, or an :class:`~flask_sse_stream.Event`.
 
-        From the code that feeds a stream of its own request (``sse.stream(source)``) it waits while the client
-        has not read what is waiting; elsewhere it never waits, and a queue that is full takes the way of
-        ``SSE_OVERFLOW``. Raises :class:`StreamClosed` after the end and :class:`EventError` for a bad event.
+        A stream that is fed by a source (``sse.stream(source)``) lets whoever sends wait while the client has not
+        read what is waiting; any other never waits, and a queue that is full takes the way of ``SSE_OVERFLOW``.
+        Raises :class:`StreamClosed` after the end and :class:`EventError` for a bad event; the id ``end`` is
+        :meth:`send_end`'s.
         """
-        self._send(self._event(data, event, id, retry))
+        value = self._event(data, event, id, retry)
+        if value.id == END_ID:
+            raise EventError(f"id must not be {END_ID!r}, which ends a stream for good: that is what send_end() is for")
+        self._send(value)
 
     def comment(self, text: str = "") -> None:
         """Send a comment, which clients ignore. Raises as :meth:`send`."""

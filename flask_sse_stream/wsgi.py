@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import parse_qs
 
-from .errors import AccessDenied, BrokerError, EventError, StreamClosed, StreamsFull
+from .errors import AccessDenied, BrokerError, StreamClosed, StreamsFull
 from .event import END_ID
 from .pools import PoolManager
 from .settings import Settings
@@ -28,6 +29,7 @@ __all__ = [
     "Source",
     "accepts_event_stream",
     "check_public",
+    "check_source",
     "cors_headers",
     "last_event_id",
     "preflight_headers",
@@ -67,42 +69,47 @@ def respond(
     the headers, OPTIONS what CORS needs, other methods 405, bad keys 400.
 
     With ``source``, or with ``stream`` made by ``Stream(manager)``, it is a stream of this request alone, by any
-    method. ``source`` is an iterable of events (text, JSON values, :class:`~flask_sse_stream.Event`), which runs
-    beside the response and is closed as soon as the client is known to have left; or a function that is handed
-    the stream. At its end the stream is sent ``SSE_CLOSE_EVENT`` with the id ``end``; if it raises, the stream
-    ends with reason ``error`` and the client does not see why.
+    method but HEAD and OPTIONS. ``source`` is an iterable of events (text, JSON values,
+    :class:`~flask_sse_stream.Event`), which runs beside the response and is closed as soon as the client is known
+    to have left; or a function that is handed the stream and may return such an iterable. At its end the stream is
+    sent ``SSE_CLOSE_EVENT`` with the id ``end``; if it raises, the stream ends with reason ``error`` and the client
+    does not see why.
 
     ``headers`` are added to, and override, the stream's own and ``SSE_HEADERS``.
+
+    Raises :class:`EventError` for bad ``keys`` that were given, and :class:`TypeError` for a ``source`` that is
+    neither of the two.
     """
     settings = manager.settings
     method = environ.get("REQUEST_METHOD", "GET")
     of_request = stream is not None or source is not None
-    if not of_request:
-        if method == "OPTIONS":
-            start_response("204 No Content", [*preflight_headers(settings, environ), ("Allow", "GET, HEAD, OPTIONS")])
-            return []
-        if method not in ("GET", "HEAD"):
-            return _refuse(start_response, "405 Method Not Allowed", "", ("Allow", "GET, HEAD, OPTIONS"))
+    if source is not None:
+        check_source(source)
+    if method == "OPTIONS":
+        _discard(stream, source)
+        allowed = preflight_headers(settings, environ, "GET, POST" if of_request else "GET")
+        start_response("204 No Content", allowed if of_request else [*allowed, ("Allow", "GET, HEAD, OPTIONS")])
+        return []
+    if not of_request and method not in ("GET", "HEAD"):
+        return _refuse(start_response, "405 Method Not Allowed", "", ("Allow", "GET, HEAD, OPTIONS"))
     cursor = last_event_id(environ)
     if cursor == END_ID:
         # The one answer at which an EventSource stops (HTML standard, 9.2.2): the stream was over for good.
-        if stream is not None:
-            stream.close(CloseReason.ENDED)
-        _close_source(source)
+        _discard(stream, source, CloseReason.ENDED)
         start_response("204 No Content", cors_headers(settings, environ))
         return []
-    if not of_request:
+    if keys is not None:
+        keys = manager.check_keys(keys)
+    elif not of_request:
         try:
-            keys = manager.check_keys(_requested_keys(settings, environ)) if keys is None else keys
+            keys = manager.check_keys(_requested_keys(settings, environ))
         except AccessDenied as error:
             return _refuse(start_response, "403 Forbidden", str(error), *cors_headers(settings, environ))
-        except (EventError, ValueError) as error:
+        except ValueError as error:
             return _refuse(start_response, "400 Bad Request", str(error), *cors_headers(settings, environ))
     head = _headers(settings, environ, headers)
     if method == "HEAD":
-        if stream is not None:
-            stream.close(CloseReason.PEER)
-        _close_source(source)
+        _discard(stream, source)
         start_response("200 OK", head)
         return []
 
@@ -118,9 +125,7 @@ def respond(
         else:
             stream = manager.open(keys or (), transport, runtime, last_event_id=cursor)
     except (StreamsFull, BrokerError) as error:
-        if stream is not None:
-            stream.close(CloseReason.KICKED)
-        _close_source(source)
+        _discard(stream, source)
         logger.warning("a stream was refused: %s", error)
         if settings.when_full == "503":
             wait = max(1, round((settings.retry or 1000) / 1000))
@@ -194,16 +199,37 @@ def _feeder(stream: Stream, source: Source) -> Callable[[], None]:
 
 def _exhaust(stream: Stream, source: Source) -> None:
     if callable(source):
-        produced = source(stream)
-        source = produced if isinstance(produced, Iterator) else ()
+        events = source(stream)
+        if events is None:
+            events = ()  # it has sent what it had to say
+        check_source(events)
+    else:
+        events = source
     try:
-        for item in source:
+        for item in events:
             stream.send(item)
     finally:
         # Before the stream's end is sent, for after that this code may be stopped anywhere.
-        _close_source(source)
+        _close_source(events)
     if not stream.closed:
         stream.send_end()
+
+
+def check_source(source: Any) -> None:
+    """Raise :class:`TypeError` for what cannot feed a stream, though it can be iterated or called."""
+    if isinstance(source, (str, bytes, bytearray, Mapping)):
+        raise TypeError(f"a source gives events one after the other; put this {type(source).__name__} into a list")
+    if inspect.iscoroutinefunction(source) or inspect.isasyncgenfunction(source) or isinstance(source, AsyncIterable):
+        raise TypeError("a source runs in a greenlet or thread, not in an event loop: make it a plain function")
+    if not callable(source) and not isinstance(source, Iterable):
+        raise TypeError(f"a source is an iterable of events or a function, not {type(source).__name__}")
+
+
+def _discard(stream: Stream | None, source: Source | None, reason: CloseReason = CloseReason.PEER) -> None:
+    """Let go of what will not be sent."""
+    if stream is not None:
+        stream.close(reason)
+    _close_source(source)
 
 
 def _close_source(source: Source | None) -> None:
@@ -300,15 +326,15 @@ def cors_headers(settings: Settings, environ: Environ) -> list[tuple[str, str]]:
     return [("Access-Control-Allow-Origin", origin), vary] if origin in settings.cors_origins else [vary]
 
 
-def preflight_headers(settings: Settings, environ: Environ) -> list[tuple[str, str]]:
-    """Give what a browser asks before it reconnects across origins with an unusual ``Last-Event-ID``."""
+def preflight_headers(settings: Settings, environ: Environ, methods: str = "GET") -> list[tuple[str, str]]:
+    """Give what a browser asks before it reconnects across origins with an unusual ``Last-Event-ID``, or posts."""
     allowed = cors_headers(settings, environ)
     if not any(name == "Access-Control-Allow-Origin" for name, _ in allowed):
         return allowed
     return [
         *allowed,
-        ("Access-Control-Allow-Methods", "GET"),
-        ("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control"),
+        ("Access-Control-Allow-Methods", methods),
+        ("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control, Content-Type"),
         ("Access-Control-Max-Age", _PREFLIGHT_SECONDS),
     ]
 

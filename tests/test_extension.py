@@ -532,6 +532,23 @@ def test_a_stream_answers_post_too(app: Flask) -> None:
     assert [event.data for event in Reader(response).to_the_end()] == ["[1]", "done"]
 
 
+async def coroutine(stream: object) -> None:
+    """Nobody awaits it."""
+
+
+@pytest.mark.parametrize("bad", ["text", b"bytes", {"a": 1}, 5, coroutine], ids=repr)
+def test_what_cannot_feed_a_stream_is_refused_where_it_is_given(app: Flask, bad: Any) -> None:
+    sse = SSE(app)
+    with app.test_request_context(), pytest.raises(TypeError, match="a source "):
+        sse.stream(bad)
+
+
+def test_a_source_function_may_return_its_events(app: Flask) -> None:
+    sse = SSE(app)
+    app.add_url_rule("/list", view_func=lambda: sse.stream(lambda stream: ["a", "b"]), endpoint="list")
+    assert [event.data for event in read(app, "/list").to_the_end()] == ["a", "b", ""]
+
+
 def test_an_empty_stream_is_sent_to_through_its_response(app: Flask) -> None:
     sse = SSE(app)
     streams: list[Any] = []

@@ -65,6 +65,15 @@ def test_send_end_without_a_name_fires_nothing_and_still_carries_the_id() -> Non
     assert house.manager.count_all() == 0
 
 
+def test_the_id_end_is_for_send_end_alone() -> None:
+    house = House()
+    stream = house.attach()
+    for bad in ({"data": "x", "id": "end"}, {"data": Event("x", id="end")}):
+        with pytest.raises(EventError, match="send_end"):
+            stream.send(**bad)  # type: ignore[arg-type]
+    assert house.data(stream) == []
+
+
 @pytest.mark.parametrize("call", ["send", "comment", "send_end"])
 def test_after_the_end_every_way_to_send_raises_with_the_reason(call: str) -> None:
     stream = House().attach()
