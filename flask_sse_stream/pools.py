@@ -32,7 +32,7 @@ from typing import Any, Final
 
 from .brokers.base import Broker, broker_from_url
 from .errors import EventError, StreamsFull
-from .event import END_ID, Event, Message, encode_json, retry_block, to_text
+from .event import END_ID, Event, Gap, Message, encode_json, retry_block, to_text
 from .rounds import Rounds
 from .settings import Settings
 from .stream import CloseReason, Lock, Stream
@@ -163,10 +163,11 @@ class PoolManager:
         self.lock = Lock(self._absorb)
         self._broker = self._broker_factory(self.settings)
         self._broker.start(self.deliver)
-        self._windows = Windows(self.settings.history_size, self.settings.history_ttl)
+        size, ttl = self.settings.history_size, self.settings.history_ttl
+        self._windows = Windows(size, ttl, fetched=self._broker.remembers)
         self._pools: dict[str, Pool] = {}
         self._everybody: tuple[Stream, ...] | None = None  # those that have keys
-        self._inbox: deque[Message] = deque()
+        self._inbox: deque[Message | Gap] = deque()
         self._rounds = Rounds(self.settings, self.lock, self._listeners, self._tell_dropped)
         self._flusher: Flusher | None = None
         self._flusher_lock = Lock(lambda: None)
@@ -250,7 +251,7 @@ class PoolManager:
 
     # From the broker to the outbox
 
-    def deliver(self, message: Message) -> None:
+    def deliver(self, message: Message | Gap) -> None:
         """Take the next message of the log. For the broker; from any thread, never waits, never raises."""
         self._inbox.append(message)
         self._absorb()
@@ -270,8 +271,25 @@ class PoolManager:
         if work and self._flusher is not None:
             self._flusher.wake()
 
-    def _take_in(self, message: Message) -> bool:
+    def _know_the_log(self) -> None:
+        """Learn which log this is, before the first window of it is made."""
+        if self._windows.epoch is not None:
+            return
+        position = self._broker.cover((), None)
+        with self.lock:
+            self._take_all_in()
+            if self._windows.epoch is None:
+                self._enter(position.epoch, position.head)
+
+    def _take_all_in(self) -> None:
+        while self._inbox:
+            self._take_in(self._inbox[0])
+            self._inbox.popleft()
+
+    def _take_in(self, message: Message | Gap) -> bool:
         """Give one message its place here; say whether somebody listens."""
+        if isinstance(message, Gap):
+            return self._tell_gap(message)
         if message.epoch != self._windows.epoch:
             self._enter(message.epoch, message.seq - 1)
         if not self._windows.add(message, time.monotonic(), self._pools):
@@ -280,6 +298,18 @@ class PoolManager:
             self._rounds.outbox.append(message)
             return True
         return False
+
+    def _tell_gap(self, gap: Gap) -> bool:
+        """Tell the streams of a key that it lost events on the way to this process."""
+        if gap.epoch != self._windows.epoch:
+            return False  # Whoever listened to that log has been told already.
+        self._windows.lose(gap.key, gap.seq, time.monotonic())
+        for stream in self._listeners(gap.key):
+            keys = stream.keys if gap.key is None else (gap.key,)
+            # With the id that it had: of its other keys, what is in the outbox has yet to come.
+            stream.put_reset(self._reset("history", keys, stream.cursor), stream.cursor)
+            self._rounds.wake_soon(stream)
+        return True
 
     def _enter(self, epoch: str, head: int) -> None:
         """Begin a log's life; after another one, whoever listens has lost what was between."""
@@ -327,14 +357,19 @@ class PoolManager:
         """
         stream = Stream(self, self.check_keys(keys))
         self._check_limits(stream.keys)
-        position = self._broker.cover(stream.keys, last_event_id)
+        self._know_the_log()
+        with self.lock:
+            # From here on the windows take what is delivered; what was before is asked of the broker.
+            wanted = self._windows.incomplete((*stream.keys, None), time.monotonic())
+        asked = wanted if last_event_id or self.settings.join_history else []
+        position = self._broker.cover(asked, last_event_id)
         with self.lock:
             # In one step, so that no event falls between what is replayed and what is offered.
-            while self._inbox:
-                self._take_in(self._inbox[0])
-                self._inbox.popleft()
-            if self._windows.epoch != position.epoch:
-                self._enter(position.epoch, position.head)
+            self._take_all_in()
+            if position.epoch == self._windows.epoch:
+                now = time.monotonic()
+                for key, history in position.histories.items():
+                    self._windows.complete_with(key, history.floor, history.messages, position.head, now)
             stream.put_first([self._preamble, *self._first_frames(stream.keys, last_event_id)])
             stream.cursor = self._windows.head
             self._register(stream, transport)
@@ -419,15 +454,16 @@ class PoolManager:
             return [message.frame for message in latest] or [Event(id=f"{windows.epoch}-{windows.head}").encode()]
         replay = windows.replay(keys, last_event_id, now)
         if replay.reset is not None:
-            self._resets += 1
             return [self._reset(replay.reset, replay.keys)]
         self._replayed += len(replay.messages)
         return [message.frame for message in replay.messages]
 
-    def _reset(self, reason: str, keys: Iterable[str]) -> bytes:
+    def _reset(self, reason: str, keys: Iterable[str], place: int | None = None) -> bytes:
         data = {"reason": reason, "keys": list(keys)}
+        self._resets += 1
+        place = self._windows.head if place is None else place
         return Event(
-            json.dumps(data, ensure_ascii=False), event="stream-reset", id=f"{self._windows.epoch}-{self._windows.head}"
+            json.dumps(data, ensure_ascii=False), event="stream-reset", id=f"{self._windows.epoch}-{place}"
         ).encode()
 
     def leave(self, stream: Stream, reason: CloseReason) -> bool:

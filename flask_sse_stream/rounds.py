@@ -172,7 +172,8 @@ class Rounds:
         yield from self._wake()
         if self.outbox:
             # Threads that write need the interpreter's lock; without a rest they would overflow, not being slow.
-            while [stream for stream in touched if stream.crowded()]:  # every one of them, so that all lose patience
+            # All are asked each time, so that those whose transports do not come lose patience together.
+            while [stream for stream in touched if stream.crowded(time.monotonic())]:
                 yield 0.001
 
     def _wake(self) -> Iterator[float]:

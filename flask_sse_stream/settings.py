@@ -191,8 +191,19 @@ class Settings:
         0, _number(0, math.inf, whole=True), "latest events of each key for a client that comes without a cursor"
     )
     broker_url: str = _setting(
-        "memory://", _text("a URL such as 'memory://'", lambda v: "://" in v), "where events are ordered and remembered"
+        "memory://",
+        _text("a URL such as 'memory://' or 'sqlite:///sse.db'", lambda v: "://" in v),
+        "where events are ordered and remembered",
     )
+    namespace: str = _setting(
+        "sse",
+        _text(
+            "1 to 64 letters, digits, '.', '_' or '-'",
+            lambda v: re.fullmatch(r"[A-Za-z0-9._-]{1,64}", v) is not None,
+        ),
+        "keeps the events of several applications apart in one store",
+    )
+    broker_timeout: float = _setting(2.0, _number(0.01, 3600, whole=False), "seconds; longest wait of one ``publish``")
     max_age: float | None = _setting(
         None,
         _number(0.1, math.inf, whole=False, optional=True),

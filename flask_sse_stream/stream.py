@@ -27,7 +27,8 @@ logger = logging.getLogger("flask_sse_stream")
 
 # One write holds at most about so much: a replay of a thousand large events must not be joined into one object.
 _WRITE_BYTES: Final = 64 * 1024
-_PATIENCE: Final = 5
+_SHORT_WRITE_SECONDS: Final = 0.02
+_PATIENCE: Final = 1000  # rests of the flusher, about a second, for a transport that was woken
 
 
 class CloseReason(str, Enum):
@@ -318,14 +319,17 @@ class Stream:
         self._put(PING)
         return True
 
-    def crowded(self) -> bool:
-        """Whether its queue is more than half full though its transport may not have had its turn yet.
+    def crowded(self, now: float) -> bool:
+        """Whether its queue is more than half full though its client may well be one that keeps up.
 
-        Says so a few times only, until bytes are taken again: one that hangs must not hold up the others.
+        That is so while its transport was woken and has not come yet (there are more threads than processors), or
+        is in a write that may still be a short one. A client that does not read holds nobody up for longer.
         """
         settings = self._owner.settings
         if 2 * len(self._queue) <= settings.queue_events and 2 * self._bytes <= settings.queue_bytes:
             return False
+        if self.writing_since:
+            return now - self.writing_since < _SHORT_WRITE_SECONDS
         self._patience -= 1
         return self._patience >= 0
 

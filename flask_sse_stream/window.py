@@ -29,18 +29,22 @@ class Window:
         the number of the newest event that ever was here, at least ``floor``.
     ``used``
         the monotonic time of the last publish, or when the last stream of the key left.
+    ``born``
+        the number of the newest event of any key when this window was made: what came later was put in as it came.
+    ``complete``
+        whether what the log remembers from before this window was made has been put in.
     """
 
-    __slots__ = ("_messages", "_own_ids", "_size", "_ttl", "floor", "head", "used")
+    __slots__ = ("_messages", "_own_ids", "_size", "_ttl", "born", "complete", "floor", "head", "used")
 
     def __init__(self, size: int, ttl: float, *, floor: int = 0, now: float = 0.0) -> None:
         self._size = size
         self._ttl = ttl
         self._messages: deque[Message] = deque()
         self._own_ids: dict[str, int] | None = None  # most keys never have one
-        self.floor = floor
-        self.head = floor
+        self.born = self.floor = self.head = floor
         self.used = now
+        self.complete = False
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -57,6 +61,27 @@ class Window:
                 self._own_ids = {}
             self._own_ids[message.id] = message.seq
         if len(self._messages) > self._size:
+            self._drop()
+        self.trim(now)
+
+    def complete_with(self, floor: int, messages: Sequence[Message], now: float) -> None:
+        """Put in what the log remembers from before: what is at or below this window's floor."""
+        if self.complete:
+            return
+        self.complete = True
+        older = [message for message in messages if message.seq <= self.born]
+        if self.floor == self.born:  # else newer events have been dropped already, and older ones are no use
+            self._messages.extendleft(reversed(older))
+            self.floor = min(floor, self.floor)
+        else:
+            older = []
+        for message in older:
+            if message.own_id:
+                if self._own_ids is None:
+                    self._own_ids = {}
+                # A newer event with the same id keeps its place.
+                self._own_ids[message.id] = max(message.seq, self._own_ids.get(message.id, 0))
+        while len(self._messages) > self._size:
             self._drop()
         self.trim(now)
 
@@ -104,12 +129,14 @@ class Windows:
     ``head``
         the sequence number of the newest event that this process knows of, whatever its key.
 
-    A ``size`` of 0 keeps nothing, and every cursor is answered with nothing.
+    A ``size`` of 0 keeps nothing, and every cursor is answered with nothing. With ``fetched`` the history is the
+    log's: there are windows for keys that have, or just had, streams, and they are completed from the log.
     """
 
-    def __init__(self, size: int, ttl: float) -> None:
+    def __init__(self, size: int, ttl: float, *, fetched: bool = False) -> None:
         self._size = size
         self._ttl = ttl
+        self._fetched = fetched
         self._windows: OrderedDict[str | None, Window] = OrderedDict()
         self._floor = 0  # the highest floor of the windows that were forgotten
         self.epoch: str | None = None
@@ -130,9 +157,29 @@ class Windows:
             return False
         self.head = message.seq
         if self._size:
-            self._window(message.key, now).add(message, now)
+            if not self._fetched or message.key in self._windows:
+                self._window(message.key, now).add(message, now)
             self._sweep(now, in_use)
         return True
+
+    def incomplete(self, keys: Sequence[str | None], now: float) -> list[str | None]:
+        """Make windows for ``keys`` where there are none; give the keys of those that lack what the log remembers."""
+        if not (self._size and self._fetched):
+            return []
+        return [key for key in keys if not self._window(key, now).complete]
+
+    def complete_with(self, key: str | None, floor: int, messages: Sequence[Message], head: int, now: float) -> None:
+        """Put what the log remembered of a key, when its newest event was ``head``, into the key's window."""
+        window = self._windows.get(key)
+        # A window that is newer than the memory would have a hole between the two.
+        if window is not None and window.born <= head:
+            window.complete_with(floor, messages, now)
+
+    def lose(self, key: str | None, seq: int, now: float) -> None:
+        """Events of a key up to ``seq`` never reached this process."""
+        if key in self._windows:
+            window = self._windows[key] = Window(self._size, self._ttl, floor=seq, now=now)
+            window.complete = True
 
     def touch(self, key: str, now: float) -> None:
         """A stream of ``key`` begins or ends: from here on, its history is to be kept even if it is empty."""
@@ -142,8 +189,9 @@ class Windows:
     def _window(self, key: str | None, now: float) -> Window:
         window = self._windows.get(key)
         if window is None:
-            # Whatever this key may have had before is at or below the floor of what was forgotten.
-            window = self._windows[key] = Window(self._size, self._ttl, floor=self._floor, now=now)
+            # Whatever this key may have had before is at or below the floor of what was forgotten, or in the log.
+            floor = self.head if self._fetched else self._floor
+            window = self._windows[key] = Window(self._size, self._ttl, floor=floor, now=now)
         return window
 
     def _sweep(self, now: float, in_use: Container[str | None]) -> None:
@@ -154,7 +202,8 @@ class Windows:
         for _ in range(min(2, len(self._windows))):
             key, window = next(iter(self._windows.items()))
             window.trim(now)
-            if len(window) or key is None or key in in_use or now - window.used < _EMPTY_WINDOW_SECONDS:
+            kept = len(window) and not self._fetched
+            if kept or key is None or key in in_use or now - window.used < _EMPTY_WINDOW_SECONDS:
                 self._windows.move_to_end(key)
             else:
                 self._floor = max(self._floor, window.floor)

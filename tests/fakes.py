@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from support import wait_for
 
 from flask_sse_stream.event import Event, EventDecoder
 from flask_sse_stream.pools import PoolManager
@@ -85,8 +86,16 @@ class House:
         self.manager.attach(stream, RecordingTransport(), self.runtime)  # type: ignore[arg-type]
         return stream
 
+    def settle(self) -> None:
+        """Wait until what was published has been delivered here."""
+        broker, windows = self.manager._broker, self.manager._windows
+        if broker.remembers and windows.epoch is not None:
+            position = broker.cover((), None)
+            wait_for(lambda: (windows.epoch, windows.head) == position[:2], "everything is delivered")
+
     def flush(self) -> float | None:
         """Let the flusher do everything there is to do."""
+        self.settle()
         while (delay := self.manager.flush()) is not None and delay < 0.02:
             pass
         return delay

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
 import weakref
@@ -732,7 +733,9 @@ def test_nothing_starts_before_the_first_stream() -> None:
 
 
 def test_an_unknown_broker_is_refused_at_once_with_those_there_are() -> None:
-    with pytest.raises(SettingsError, match="SSE_BROKER_URL must begin with one of memory://, not 'carrier-pigeon'"):
+    with pytest.raises(
+        SettingsError, match="SSE_BROKER_URL must begin with one of memory://, sqlite://, not 'carrier-pigeon'"
+    ):
         PoolManager(Settings(broker_url="carrier-pigeon://"))
 
 
@@ -859,8 +862,11 @@ class ReplayMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.log: list[tuple[str | None, str]] = []
-        self.house = House(history_size=4, queue_events=6)
+        self.house = self.make_house()
         self.clients: list[dict[str, object]] = []
+
+    def make_house(self) -> House:
+        return House(history_size=4, queue_events=6)
 
     keys = st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True)
 
@@ -944,7 +950,23 @@ class ReplayMachine(RuleBasedStateMachine):
             assert isinstance(start, int)
             assert isinstance(keys, list)
             assert client["saw"] == [data for key, data in self.log[start:] if key is None or key in keys]
+        self.house.manager.shutdown()
+
+
+class SQLiteReplayMachine(ReplayMachine):
+    """The same over a log outside the process, whose windows are fetched."""
+
+    def make_house(self) -> House:
+        self.directory = tempfile.TemporaryDirectory()
+        url = f"sqlite:///{self.directory.name}/log.db"
+        return House(broker_url=url, history_size=4, queue_events=6)
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.directory.cleanup()
 
 
 TestReplay = ReplayMachine.TestCase
 TestReplay.settings = hypothesis_settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestReplayFromSQLite = SQLiteReplayMachine.TestCase
+TestReplayFromSQLite.settings = hypothesis_settings(max_examples=30, stateful_step_count=30, deadline=None)

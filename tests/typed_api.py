@@ -27,7 +27,7 @@ from flask_sse_stream import (
     StreamsFull,
 )
 from flask_sse_stream.brokers.base import Broker, Position
-from flask_sse_stream.event import Message
+from flask_sse_stream.event import Gap, Message
 from flask_sse_stream.extension import (
     EventStreamResponse,
     event_published,
@@ -226,16 +226,18 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
 class OwnBroker:
     """A broker needs no base class."""
 
+    remembers = False
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
-    def start(self, deliver: Callable[[Message], None]) -> None:
+    def start(self, deliver: Callable[[Message | Gap], None]) -> None:
         deliver(Message("key", "epoch", 1, b"data: x\n\n", 0.0))
 
     def publish(self, key: str | None, body: bytes) -> str:
         return "epoch-1"
 
-    def cover(self, keys: Sequence[str], after: int | None) -> Position:
+    def cover(self, keys: Sequence[str | None], after: str | None) -> Position:
         return Position(epoch="epoch", head=1)
 
     def close(self) -> None: ...

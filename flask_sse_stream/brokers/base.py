@@ -6,15 +6,22 @@ store; it never sees a stream or a socket. The pool manager is its only caller, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Final, NamedTuple, Protocol
 
 from ..errors import SettingsError
-from ..event import Message
+from ..event import Gap, Message
 from ..settings import Settings
 
-__all__ = ["Broker", "Position", "broker_from_url"]
+__all__ = ["Broker", "History", "Position", "broker_from_url"]
+
+
+class History(NamedTuple):
+    """What a log remembers of one key: every event after ``floor``, oldest first."""
+
+    floor: int
+    messages: Sequence[Message]
 
 
 class Position(NamedTuple):
@@ -22,16 +29,25 @@ class Position(NamedTuple):
 
     epoch: str
     head: int
+    histories: Mapping[str | None, History] = {}
 
 
 class Broker(Protocol):
-    """Four methods. All may be called from any thread or greenlet; none is called before :meth:`start`."""
+    """Four methods. All may be called from any thread or greenlet; none is called before :meth:`start`.
 
-    def start(self, deliver: Callable[[Message], None]) -> None:
+    ``remembers``
+        whether the log is kept outside this process. If not, the windows are the history: they are kept for every
+        key, and nothing needs to be fetched for them.
+    """
+
+    remembers: bool
+
+    def start(self, deliver: Callable[[Message | Gap], None]) -> None:
         """Remember where messages go. Opens nothing: resources begin with the first publish or cover.
 
         ``deliver`` takes the messages of one epoch in the order of their sequence numbers; it never blocks and
-        never raises. A repeated message is harmless. A message of another epoch says that the log began anew.
+        never raises. A repeated message is harmless. A message of another epoch says that the log began anew. A
+        :class:`~flask_sse_stream.event.Gap` says that events of a key were lost on the way to this process.
         """
 
     def publish(self, key: str | None, body: bytes) -> str:
@@ -41,18 +57,18 @@ class Broker(Protocol):
         ``SSE_BROKER_TIMEOUT`` where a store is asked, if the event may not have been taken.
         """
 
-    def cover(self, keys: Sequence[str], after: str | None) -> Position:
-        """Deliver what the windows of ``keys`` lack after the event with the id ``after``; give the log's position.
+    def cover(self, keys: Sequence[str | None], after: str | None) -> Position:
+        """Give the log's position and what it remembers of ``keys``, which a client with the id ``after`` needs.
 
-        ``after`` comes from a client and may be anything; ``None`` asks for the position alone. On return every
-        later message of ``keys`` will be delivered.
+        ``after`` comes from a client and may be anything. On return every message after the position's head will
+        be delivered; some up to it may be on their way.
         """
 
     def close(self) -> None:
         """Let go of every resource. May be called twice."""
 
 
-_BROKERS: Final = {"memory": ("memory", "MemoryBroker")}
+_BROKERS: Final = {"memory": ("memory", "MemoryBroker"), "sqlite": ("sqlite", "SQLiteBroker")}
 
 
 def broker_from_url(settings: Settings) -> Broker:

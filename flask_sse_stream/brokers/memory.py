@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from ..event import Message
+from ..event import Gap, Message
 from ..settings import Settings
 from .base import Position
 
@@ -34,6 +34,8 @@ class _Entry:
 class MemoryBroker:
     """Orders the events of one process. The log's life is this object's: its epoch is random."""
 
+    remembers = False
+
     def __init__(self, settings: Settings) -> None:
         self._resumable = settings.history_size > 0
         self._epoch = secrets.token_hex(6)
@@ -41,9 +43,9 @@ class MemoryBroker:
         self._pending: deque[tuple[_Entry, int]] = deque()
         self._turn: deque[None] = deque([None])  # who pops it may deliver; who cannot, need not
         self._head = 0
-        self._deliver: Callable[[Message], None]
+        self._deliver: Callable[[Message | Gap], None]
 
-    def start(self, deliver: Callable[[Message], None]) -> None:
+    def start(self, deliver: Callable[[Message | Gap], None]) -> None:
         """Remember where messages go."""
         self._deliver = deliver
 
@@ -62,7 +64,7 @@ class MemoryBroker:
                     return self._message(entry, seq).id
         return message.id
 
-    def cover(self, keys: Sequence[str], after: str | None) -> Position:
+    def cover(self, keys: Sequence[str | None], after: str | None) -> Position:
         """Give the position; the windows hold all that there is."""
         return Position(self._epoch, self._head)
 

@@ -9,7 +9,7 @@ import pytest
 from support import wait_for
 
 from flask_sse_stream.brokers.base import Broker
-from flask_sse_stream.event import Event, Message
+from flask_sse_stream.event import Event, Gap, Message
 from flask_sse_stream.settings import Settings
 
 Start = Callable[..., tuple[Broker, list[Message]]]
@@ -30,16 +30,20 @@ class BrokerContract:
     def make(self, settings: Settings) -> Broker:
         raise NotImplementedError
 
+    def settings(self, **options: object) -> Settings:
+        """Override it where a broker needs a URL of its own."""
+        return Settings(**options)  # type: ignore[arg-type]
+
     @pytest.fixture
     def started(self) -> Iterator[Start]:
         brokers: list[Broker] = []
 
         def start(**options: object) -> tuple[Broker, list[Message]]:
-            broker = self.make(Settings(**options))  # type: ignore[arg-type]
+            broker = self.make(self.settings(**options))
             brokers.append(broker)
             messages: list[Message] = []
-            broker.start(messages.append)
-            broker.cover(["a", "b", "c"], None)
+            broker.start(messages.append)  # type: ignore[arg-type]  # a gap here fails the test
+            broker.cover([], None)
             return broker, messages
 
         yield start
@@ -84,7 +88,7 @@ class BrokerContract:
         broker, _ = started()
         before = broker.cover(["a"], None)
         identifier = broker.publish("b", body("x"))
-        assert broker.cover(["a"], f"{before.epoch}-{before.head}") == place(identifier)
+        assert broker.cover(["a"], f"{before.epoch}-{before.head}")[:2] == place(identifier)
         assert before.epoch == place(identifier)[0]
 
     def test_publishers_at_once_make_each_event_once_and_in_the_order_of_the_numbers(self, started: Start) -> None:
@@ -107,10 +111,10 @@ class BrokerContract:
             assert [place(identifier)[1] for identifier in own] == sorted(place(identifier)[1] for identifier in own)
 
     def test_publishing_while_an_event_is_delivered_comes_after_it(self) -> None:
-        broker = self.make(Settings())
+        broker = self.make(self.settings())
         seen: list[int] = []
 
-        def deliver(message: Message) -> None:
+        def deliver(message: Message | Gap) -> None:
             if message.key == "a":
                 broker.publish("b", body("from inside"))
             seen.append(message.seq)
@@ -129,3 +133,20 @@ class BrokerContract:
         broker.publish("a", body("x"))
         broker.close()
         broker.close()
+
+    def test_a_broker_that_remembers_gives_what_a_key_has_and_where_its_knowledge_begins(self, started: Start) -> None:
+        broker, _ = started(history_size=3)
+        ids = [
+            broker.publish(key, body(str(number))) for number, key in enumerate(("a", "b", "a", None, "a", "a", "a"))
+        ]
+        position = broker.cover(["a", "b", None, "never"], ids[0])
+        if not broker.remembers:
+            assert position.histories == {}
+            return
+        found = {key: (history.floor, [m.id for m in history.messages]) for key, history in position.histories.items()}
+        assert found == {
+            "a": (place(ids[2])[1], [ids[4], ids[5], ids[6]]),
+            "b": (0, [ids[1]]),
+            None: (0, [ids[3]]),
+            "never": (0, []),
+        }

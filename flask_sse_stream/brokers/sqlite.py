@@ -1,0 +1,469 @@
+"""One log for every process of a machine: an SQLite database in WAL mode, with nothing to install.
+
+Publishing is one short transaction, which SQLite lets one process at a time make, so the numbers of events are in
+the order in which they become visible. Each process that has streams runs one listener, a thread (a greenlet where
+threads are patched), which reads what is new and delivers it, its own process's events too: there is one way only.
+It is woken by a datagram to its Unix socket in the directory ``<database>.wake``; should one be lost, it looks by
+itself once a second.
+
+Publishing may be done from any thread or greenlet, not from a signal handler: the interrupted code may be inside the
+very transaction that it would wait for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import secrets
+import socket
+import sqlite3
+import stat
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import BrokerError, SettingsError
+from ..event import Gap, Message
+from ..settings import Settings
+from .base import History, Position
+
+__all__ = ["SQLiteBroker"]
+
+logger = logging.getLogger("flask_sse_stream")
+
+_LOOK_SECONDS: Final = 1.0
+_RETRY_SECONDS: Final = 0.005
+_READ_EVENTS: Final = 500
+_TRIM_EVERY: Final = 64
+_FORMAT: Final = 1
+_ALL: Final = ""  # the key of what goes to all, which no user's key can be
+_MAGIC: Final = 0x55E5  # PRAGMA application_id: an existing database of somebody else's is left alone
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS log (
+    namespace TEXT PRIMARY KEY, epoch TEXT NOT NULL, head INTEGER NOT NULL, boot TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS event (
+    namespace TEXT NOT NULL, seq INTEGER NOT NULL, key TEXT NOT NULL, created REAL NOT NULL, body BLOB NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS event_by_seq ON event (namespace, seq);
+CREATE INDEX IF NOT EXISTS event_by_key ON event (namespace, key, seq);
+CREATE TABLE IF NOT EXISTS floor (
+    namespace TEXT NOT NULL, key TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (namespace, key)
+);
+"""
+
+
+def _boot_id() -> str:
+    """Name this run of the machine: what was written shortly before it lost its power may be gone."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return "unknown"
+
+
+class SQLiteBroker:
+    """Orders and remembers the events of all processes that name the same database and namespace.
+
+    ``sqlite:///relative.db`` or ``sqlite:////absolute.db``. The file and its neighbours (``-wal``, ``-shm``,
+    ``.wake``) are made where they are missing; their directory must exist. Not for network file systems, on which
+    SQLite's locks and WAL mode do not work.
+
+    The log survives the end of every process. After the machine itself was started anew it begins a new epoch:
+    commits are not forced to the disk one by one, so its last ones may be missing.
+    """
+
+    remembers = True
+
+    def __init__(self, settings: Settings) -> None:
+        scheme, _, path = settings.broker_url.partition("://")
+        if not path.startswith("/") or len(path) < 2 or path.endswith("/"):
+            raise SettingsError(
+                f"SSE_BROKER_URL {settings.broker_url!r} names no file: write {scheme}:///relative.db "
+                f"or {scheme}:////absolute.db"
+            )
+        self._path = os.path.abspath(path[1:])
+        self._wake_directory = self._path + ".wake"
+        self._namespace = settings.namespace
+        self._size = settings.history_size
+        self._ttl = settings.history_ttl
+        self._timeout = settings.broker_timeout
+        self._deliver: Callable[[Message | Gap], None]
+        self._free: deque[tuple[int, sqlite3.Connection]] = deque()
+        self._starting = threading.Lock()
+        self._listener: _Listener | None = None
+        self._closed = False
+        weakref.finalize(self, _close_all, self._free)
+
+    def start(self, deliver: Callable[[Message | Gap], None]) -> None:
+        """Remember where messages go."""
+        self._deliver = deliver
+
+    def publish(self, key: str | None, body: bytes) -> str:
+        """Write the event into the log and wake every process that listens."""
+        name = _ALL if key is None else key
+        with self._transaction() as connection:
+            epoch, head = self._position(connection, create=True)
+            seq = head + 1
+            connection.execute("UPDATE log SET head = ? WHERE namespace = ?", (seq, self._namespace))
+            connection.execute(
+                "INSERT INTO event VALUES (?, ?, ?, ?, ?)", (self._namespace, seq, name, time.time(), body)
+            )
+            # By chance, so that no rhythm of keys leaves one of them untrimmed for ever.
+            if random.random() < 1 / _TRIM_EVERY:  # noqa: S311
+                self._trim(connection, name)
+        self._wake_everybody()
+        return Message(key, epoch, seq, body, 0.0).id
+
+    def cover(self, keys: Sequence[str | None], after: str | None) -> Position:
+        """Read what the log remembers of ``keys``; from the first call on, listen."""
+        with self._starting:
+            if self._listener is None:
+                with self._transaction() as connection:
+                    epoch, head = self._position(connection, create=True)
+                self._listener = _Listener(self, self._wake_directory, epoch, head)
+        with self._reading() as connection:
+            epoch, head = self._position(connection)
+            return Position(epoch, head, {key: self._history(connection, key, epoch) for key in keys})
+
+    def close(self) -> None:
+        """End the listener and close every connection."""
+        self._closed = True
+        if self._listener is not None:
+            self._listener.stop()
+        _close_all(self._free)
+
+    # The log
+
+    def _position(self, connection: sqlite3.Connection, *, create: bool = False) -> tuple[str, int]:
+        row = connection.execute("SELECT epoch, head, boot FROM log WHERE namespace = ?", (self._namespace,)).fetchone()
+        boot = _boot_id()
+        if row is not None and (row[2] == boot or not create):
+            return str(row[0]), int(row[1])
+        if not create:
+            return "", 0
+        epoch = secrets.token_hex(6)
+        for table in ("event", "floor", "log"):
+            connection.execute(f"DELETE FROM {table} WHERE namespace = ?", (self._namespace,))  # noqa: S608
+        connection.execute("INSERT INTO log VALUES (?, ?, 0, ?)", (self._namespace, epoch, boot))
+        return epoch, 0
+
+    def _history(self, connection: sqlite3.Connection, key: str | None, epoch: str) -> History:
+        name = _ALL if key is None else key
+        row = connection.execute(
+            "SELECT seq FROM floor WHERE namespace = ? AND key = ?", (self._namespace, name)
+        ).fetchone()
+        floor = int(row[0]) if row is not None else 0
+        rows = connection.execute(
+            "SELECT seq, key, created, body FROM event WHERE namespace = ? AND key = ? ORDER BY seq DESC LIMIT ?",
+            (self._namespace, name, self._size + 1),
+        ).fetchall()
+        oldest = time.time() - self._ttl
+        kept = [row for row in rows[: self._size] if row[2] >= oldest]
+        if len(kept) < len(rows):
+            floor = max(floor, int(rows[len(kept)][0]))
+        return History(floor, [self._message(epoch, row) for row in reversed(kept)])
+
+    def _message(self, epoch: str, row: tuple[int, str, float, bytes]) -> Message:
+        seq, name, created, body = row
+        # The age is told by the wall clock, which may have been set; an event of the future is new.
+        age = max(0.0, time.time() - created)
+        key = None if name == _ALL else name
+        return Message(key, epoch, seq, body, time.monotonic() - age, resumable=self._size > 0)
+
+    def read_after(self, seq: int) -> tuple[str, int, list[Message], dict[str | None, int]]:
+        """Give epoch and head, the next messages after ``seq``, and by key up to where others had gone by then."""
+        with self._reading() as connection:
+            epoch, head = self._position(connection)
+            rows = connection.execute(
+                "SELECT seq, key, created, body FROM event WHERE namespace = ? AND seq > ? ORDER BY seq LIMIT ?",
+                (self._namespace, seq, _READ_EVENTS),
+            ).fetchall()
+            gone = connection.execute(
+                "SELECT key, seq FROM floor WHERE namespace = ? AND seq > ?", (self._namespace, seq)
+            ).fetchall()
+        messages = [self._message(epoch, row) for row in rows]
+        return epoch, head, messages, {None if name == _ALL else name: floor for name, floor in gone}
+
+    def _trim(self, connection: sqlite3.Connection, name: str) -> None:
+        """Delete what no window may hold any more, and remember up to where."""
+        # One that is read by nobody yet must still reach the listeners, even without any history.
+        size = max(self._size, _READ_EVENTS)
+        surplus = connection.execute(
+            "SELECT seq FROM event WHERE namespace = ? AND key = ? ORDER BY seq DESC LIMIT 1 OFFSET ?",
+            (self._namespace, name, size),
+        ).fetchone()
+        stale = connection.execute(
+            "SELECT key, MAX(seq) FROM event WHERE namespace = ? AND created < ? GROUP BY key",
+            (self._namespace, time.time() - max(self._ttl, 10 * _LOOK_SECONDS)),
+        ).fetchall()
+        for key, seq in [(name, surplus[0]), *stale] if surplus is not None else stale:
+            connection.execute(
+                "DELETE FROM event WHERE namespace = ? AND key = ? AND seq <= ?", (self._namespace, key, seq)
+            )
+            connection.execute(
+                "INSERT INTO floor VALUES (?, ?, ?) "
+                "ON CONFLICT (namespace, key) DO UPDATE SET seq = MAX(seq, excluded.seq)",
+                (self._namespace, key, seq),
+            )
+
+    # Connections
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._connection() as connection:
+            self._patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._connection() as connection:
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection to one piece of code at a time; a failure is a :class:`BrokerError` with the cure."""
+        if self._closed:
+            raise BrokerError(f"the broker of {self._path} is closed")
+        try:
+            inode, connection = self._borrow()
+            try:
+                yield connection
+            except BaseException:
+                connection.close()
+                raise
+            self._free.append((inode, connection))
+        except sqlite3.Error as error:
+            raise BrokerError(f"{self._path}: {error}; {_cure(error)}") from error
+
+    def _borrow(self) -> tuple[int, sqlite3.Connection]:
+        inode = _inode(self._path)
+        while True:
+            try:
+                known, connection = self._free.pop()
+            except IndexError:
+                return self._connect()
+            if known == inode:
+                return known, connection
+            connection.close()  # The file was deleted or replaced since.
+
+    def _connect(self) -> tuple[int, sqlite3.Connection]:
+        connection = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            (magic,) = connection.execute("PRAGMA application_id").fetchone()
+            (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+            if magic != _MAGIC and tables:
+                raise BrokerError(f"{self._path} is another application's database: name a file of its own")
+            if magic != _MAGIC or not tables:
+                self._patiently(lambda: self._create(connection))
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version != _FORMAT:
+                raise BrokerError(f"{self._path} has format {version}, not {_FORMAT}: delete it, or name another file")
+            connection.execute("PRAGMA synchronous=NORMAL")
+        except BaseException:
+            connection.close()
+            raise
+        return _inode(self._path), connection
+
+    @staticmethod
+    def _create(connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in _SCHEMA.split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id={_MAGIC}")
+            connection.execute(f"PRAGMA user_version={_FORMAT}")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+
+    def _patiently(self, attempt: Callable[[], Any]) -> None:
+        """Try again while another process writes. SQLite's own waiting would stop a whole hub of greenlets."""
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                attempt()
+            except sqlite3.OperationalError as error:
+                if not ("locked" in str(error) or "busy" in str(error)) or time.monotonic() > deadline:
+                    raise
+            else:
+                return
+            time.sleep(_RETRY_SECONDS)
+
+    # Waking
+
+    def _wake_everybody(self) -> None:
+        try:
+            names = os.listdir(self._wake_directory)
+        except OSError:
+            return  # Nobody has listened here yet.
+        with _directory(self._wake_directory) as directory, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.settimeout(0)
+            for name in names:
+                try:
+                    sender.sendto(b"!", f"{directory}/{name}")
+                except BlockingIOError:
+                    pass  # It has more wakes waiting than it needs.
+                except OSError:
+                    # Left behind by a process that was killed; should it live after all, it looks by itself.
+                    with contextlib.suppress(OSError):
+                        os.unlink(os.path.join(self._wake_directory, name))
+
+    def deliver(self, message: Message | Gap) -> None:
+        """Hand a message on. For the listener."""
+        self._deliver(message)
+
+
+class _Listener:
+    """Reads what is new in the log and delivers it, in its order.
+
+    It holds its broker weakly: a thread must not keep an application alive that is otherwise gone.
+    """
+
+    def __init__(self, broker: SQLiteBroker, wake_directory: str, epoch: str, head: int) -> None:
+        self._broker = weakref.ref(broker)
+        self._epoch = epoch
+        self._head = head
+        self._told: dict[str | None, int] = {}
+        self._stopped = self._broken = False
+        self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._wake_directory = wake_directory
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            os.makedirs(wake_directory, mode=0o700, exist_ok=True)
+            with _directory(wake_directory) as directory:
+                self._socket.bind(f"{directory}/{self._name}")
+        except OSError as error:
+            self._socket.close()
+            raise BrokerError(
+                f"{wake_directory}: {error.strerror}; processes are woken through it: let this user write there"
+            ) from error
+        self._thread = threading.Thread(target=self._run, name="sse-sqlite", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let the thread end, and wait until it has: it must not use a connection that is being closed."""
+        self._stopped = True
+        with (
+            contextlib.suppress(OSError),
+            _directory(self._wake_directory) as directory,
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+        ):
+            sender.sendto(b"!", f"{directory}/{self._name}")
+        if self._thread is not threading.current_thread():
+            self._thread.join(2 * _LOOK_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            while self._look():
+                self._wait()
+        finally:
+            self._socket.close()
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self._wake_directory, self._name))
+
+    def _look(self) -> bool:
+        """Deliver everything that is new; say whether to go on."""
+        broker = self._broker()
+        if broker is None or self._stopped:
+            return False
+        try:
+            while self._read(broker) and not self._stopped:
+                pass
+        except BrokerError as error:
+            if not self._broken and not self._stopped:
+                logger.error("live events wait until the log can be read: %s", error)
+            self._broken = True
+        else:
+            if self._broken:
+                logger.warning("the log can be read again")
+            self._broken = False
+        return not self._stopped
+
+    def _wait(self) -> None:
+        self._socket.settimeout(_LOOK_SECONDS)
+        try:
+            self._socket.recv(16)
+            self._socket.settimeout(0)
+            while True:  # One look answers all the wakes that came before it.
+                self._socket.recv(16)
+        except OSError:
+            pass
+
+    def _read(self, broker: SQLiteBroker) -> bool:
+        """Deliver the next messages; say whether there may be more."""
+        epoch, head, messages, gone = broker.read_after(self._head)
+        if not epoch:
+            return False  # The log was deleted and has no new life yet.
+        if epoch != self._epoch:
+            self._epoch, self._head = epoch, 0
+            self._told.clear()
+            return True
+        for key, floor in gone.items():
+            # An event of this key above our head was deleted before we came to read it.
+            if floor > self._told.get(key, 0):
+                self._told[key] = floor
+                broker.deliver(Gap(key, epoch, floor))
+        for message in messages:
+            broker.deliver(message)
+            self._head = message.seq
+        if len(messages) < _READ_EVENTS:
+            self._head = max(self._head, head)
+        return len(messages) == _READ_EVENTS
+
+
+def _close_all(connections: deque[tuple[int, sqlite3.Connection]]) -> None:
+    while connections:
+        connections.popleft()[1].close()
+
+
+@contextlib.contextmanager
+def _directory(path: str) -> Iterator[str]:
+    """Give a short path to a directory: a Unix socket's address has 107 bytes, and databases lie deep."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def _inode(path: str) -> int:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0
+    return found.st_ino if stat.S_ISREG(found.st_mode) else 0
+
+
+def _cure(error: sqlite3.Error) -> str:
+    text = str(error)
+    for sign, cure in (
+        ("locked", "another process holds it for longer than SSE_BROKER_TIMEOUT: find out which, or raise the setting"),
+        ("readonly", "let this user write to the file and to its directory"),
+        ("unable to open", "make its directory, and let this user write there"),
+        ("full", "make room on its disk"),
+        ("malformed", "delete the file: the history is lost, and clients are told to reload"),
+        ("not a database", "delete the file, or name another"),
+        ("disk I/O", "look at its disk"),
+    ):
+        if sign in text:
+            return cure
+    return "see the cause"
