@@ -961,6 +961,19 @@ class SQLiteReplayMachine(ReplayMachine):
         url = f"sqlite:///{self.directory.name}/log.db"
         return House(broker_url=url, history_size=4, queue_events=6)
 
+    @rule(read_first=st.booleans())
+    def restart(self, read_first: bool) -> None:
+        """Another process takes over, and every client comes back to it."""
+        if read_first:
+            for client in self.clients:
+                self._read(client)
+        self.house.manager.shutdown()
+        self.house = House(broker_url=f"sqlite:///{self.directory.name}/log.db", history_size=4, queue_events=6)
+        for client in self.clients:
+            keys = client["keys"]
+            assert isinstance(keys, list)
+            client["stream"] = self.house.open(*keys, after=str(client["cursor"]))
+
     def teardown(self) -> None:
         super().teardown()
         self.directory.cleanup()
