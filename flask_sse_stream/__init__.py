@@ -5,10 +5,11 @@ The way of an event, and where each part of it lives:
 * ``event``: an event as a value, and its bytes on the wire, both directions.
 * ``brokers``: give it its place in the log, and carry it between processes.
 * ``window``: the recent events of a key, for clients that come back.
-* ``pools``: the streams by key; from a publisher to every stream.
+* ``pools``, ``rounds``: the streams by key; from a publisher to every stream, and what falls due.
 * ``stream``: one client's queue and cursor, and how it may end.
 * ``transports``: move a stream's bytes to its client.
 * ``wsgi``, ``extension``: answer requests, for any WSGI app and for Flask.
+* ``publisher``: publishes from processes that have no streams.
 * ``settings``, ``errors``: what can be set, and what can go wrong.
 """
 
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import AccessDenied, BrokerError, EventError, SettingsError, SSEError, StreamClosed, StreamsFull
 from .event import Event, EventDecoder
 from .pools import PoolManager
+from .publisher import Publisher
 from .settings import Settings
 from .stream import CloseReason, Stream
 
@@ -34,6 +36,7 @@ __all__ = [
     "EventDecoder",
     "EventError",
     "PoolManager",
+    "Publisher",
     "SSEError",
     "Settings",
     "SettingsError",

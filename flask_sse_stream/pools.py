@@ -171,8 +171,25 @@ class PoolManager:
         self._rounds = Rounds(self.settings, self.lock, self._listeners, self._tell_dropped)
         self._flusher: Flusher | None = None
         self._flusher_lock = Lock(lambda: None)
+        self._warned = False
         self._opened = self._refused = self._published = self._replayed = self._resets = 0
         self._closed: Counter[str] = Counter()
+
+    @property
+    def reaches_other_processes(self) -> bool:
+        """Whether what is published here reaches the streams of other processes."""
+        return self._broker.remembers
+
+    def warn_of_other_processes(self) -> None:
+        """Say once that the streams of this application's other processes will not hear what is published here."""
+        if not self.reaches_other_processes and not self._warned:
+            self._warned = True
+            logger.warning(
+                "this application runs in several processes, and SSE_BROKER_URL is %s: an event reaches the streams "
+                "of the process that publishes it alone. Use sqlite:///path, which the processes of one machine share, "
+                "or one process",
+                self.settings.broker_url,
+            )
 
     # Publishing
 

@@ -123,6 +123,8 @@ def respond(
                 stream = Stream(manager)
             manager.attach(stream, transport, runtime)
         else:
+            if environ.get("wsgi.multiprocess"):
+                manager.warn_of_other_processes()
             stream = manager.open(keys or (), transport, runtime, last_event_id=cursor)
     except (StreamsFull, BrokerError) as error:
         _discard(stream, source)

@@ -15,6 +15,7 @@ PUBLIC = [
     "EventDecoder",
     "EventError",
     "PoolManager",
+    "Publisher",
     "SSEError",
     "Settings",
     "SettingsError",

@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"rounds"},
     {"pools"},
     {"transports.iterator", "transports.gevent", "transports.servers"},
-    {"wsgi", "tickets", "jobs", "metrics"},
+    {"wsgi", "publisher", "tickets", "jobs", "metrics"},
     {"extension", "testing"},
     {"cli"},
     {""},

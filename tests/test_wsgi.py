@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
@@ -924,3 +925,23 @@ def test_a_refused_client_keeps_its_socket_as_it_was(make_site: MakeSite) -> Non
     site = make_site(public_keys="news")
     assert site.ask("connectKey=secret", environ={"werkzeug.socket": client}).status == 403
     assert client.options == []
+
+
+def test_several_processes_with_a_log_in_memory_are_warned_of_once(
+    make_site: MakeSite, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    def open_one(site: Site, several: bool) -> None:
+        environ = {"REQUEST_METHOD": "GET", "QUERY_STRING": "", "wsgi.multiprocess": several}
+        body = respond(site.manager, environ, lambda status, headers: None)
+        body.close()  # type: ignore[attr-defined]
+
+    site = make_site()
+    open_one(site, False)
+    assert caplog.text == ""
+    open_one(site, True)
+    open_one(site, True)
+    assert caplog.text.count("SSE_BROKER_URL is memory://") == 1
+    assert "sqlite:///path" in caplog.text
+    caplog.clear()
+    open_one(make_site(broker_url=f"sqlite:///{tmp_path}/log.db"), True)
+    assert caplog.text == ""

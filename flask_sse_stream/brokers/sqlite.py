@@ -229,12 +229,22 @@ class SQLiteBroker:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._connection() as connection:
-            connection.execute("BEGIN")
+            self._patiently(lambda: self._begin_to_read(connection))
             try:
                 yield connection
             finally:
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
+
+    @staticmethod
+    def _begin_to_read(connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN")
+        try:
+            # The first read takes the snapshot; another process that repairs or closes the log may hold it up.
+            connection.execute("SELECT COUNT(*) FROM log").fetchone()
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -266,20 +276,23 @@ class SQLiteBroker:
     def _connect(self) -> tuple[int, sqlite3.Connection]:
         connection = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
-            (magic,) = connection.execute("PRAGMA application_id").fetchone()
-            (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-            if magic != _MAGIC and tables:
-                raise BrokerError(f"{self._path} is another application's database: name a file of its own")
-            if magic != _MAGIC or not tables:
-                self._patiently(lambda: self._create(connection))
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version != _FORMAT:
-                raise BrokerError(f"{self._path} has format {version}, not {_FORMAT}: delete it, or name another file")
-            connection.execute("PRAGMA synchronous=NORMAL")
+            self._patiently(lambda: self._prepare(connection))
         except BaseException:
             connection.close()
             raise
         return _inode(self._path), connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        (magic,) = connection.execute("PRAGMA application_id").fetchone()
+        (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+        if magic != _MAGIC and tables:
+            raise BrokerError(f"{self._path} is another application's database: name a file of its own")
+        if magic != _MAGIC or not tables:
+            self._create(connection)
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version != _FORMAT:
+            raise BrokerError(f"{self._path} has format {version}, not {_FORMAT}: delete it, or name another file")
+        connection.execute("PRAGMA synchronous=NORMAL")
 
     @staticmethod
     def _create(connection: sqlite3.Connection) -> None:
@@ -292,7 +305,8 @@ class SQLiteBroker:
             connection.execute(f"PRAGMA user_version={_FORMAT}")
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
             raise
 
     def _patiently(self, attempt: Callable[[], Any]) -> None:

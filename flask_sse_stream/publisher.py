@@ -1,0 +1,69 @@
+"""Publishing from a process that has no streams: a Celery or RQ task, a cron job, a REPL.
+
+It is a pool manager without pools: no Flask, no gevent, and no thread. Threads may share one, and a forked child may
+go on using its parent's.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from .errors import SettingsError
+from .pools import PoolManager
+from .settings import Settings
+
+__all__ = ["Publisher"]
+
+
+class Publisher:
+    """Publishes to the streams of other processes, through the log that they share.
+
+    ::
+
+        Publisher("sqlite:////var/lib/app/sse.db").publish("jobs", {"done": 5})
+
+    ``url`` and ``namespace`` are the ``SSE_BROKER_URL`` and ``SSE_NAMESPACE`` of the application that has the
+    streams; further keyword arguments are settings too, and those of the history should be the same. Nothing is
+    opened before the first publish, and what is open is closed with the object, by :meth:`close`, or at the end of a
+    ``with`` block.
+
+    Raises :class:`~flask_sse_stream.SettingsError` for a URL of no broker, and for ``memory://``, which reaches no
+    other process.
+    """
+
+    def __init__(self, url: str, namespace: str = "sse", **options: Any) -> None:
+        settings = Settings.from_mapping({}, broker_url=url, namespace=namespace, **options)
+        self._manager = PoolManager(settings)
+        if not self._manager.reaches_other_processes:
+            raise SettingsError(f"{url!r} reaches no other process: name a log that is shared, sqlite:///path for one")
+
+    def publish(
+        self,
+        key: str,
+        data: Any = None,
+        *,
+        event: str | None = None,
+        id: str | int | None = None,
+        retry: int | None = None,
+    ) -> str:
+        """Send an event to every stream of ``key``; return its id. See :meth:`PoolManager.publish`."""
+        return self._manager.publish(key, data, event=event, id=id, retry=retry)
+
+    def publish_all(
+        self, data: Any = None, *, event: str | None = None, id: str | int | None = None, retry: int | None = None
+    ) -> str:
+        """Send an event to every stream of every key; return its id. See :meth:`PoolManager.publish_all`."""
+        return self._manager.publish_all(data, event=event, id=id, retry=retry)
+
+    def close(self) -> None:
+        """Let go of the log. May be called twice."""
+        self._manager.shutdown()
+
+    def __enter__(self) -> Publisher:  # noqa: PYI034  Self is of Python 3.11
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
