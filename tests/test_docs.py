@@ -10,6 +10,7 @@ import textwrap
 import types
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,8 +94,9 @@ def said(events: list[Event]) -> list[tuple[str | None, str | None]]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_patched_and_nothing_is_left_running(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Pages may patch the standard library and start streams; neither shall outlive its test."""
+def nothing_is_patched_and_nothing_is_left_running(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Pages may patch the standard library, start streams and make files; none of it shall outlive its test."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("gevent.monkey.patch_all", lambda: None)
     made = []
     begin = PoolManager.__init__
@@ -108,6 +110,8 @@ def nothing_is_patched_and_nothing_is_left_running(monkeypatch: pytest.MonkeyPat
     news = types.ModuleType("news")
     monkeypatch.setitem(sys.modules, "news", news)
     news.__dict__.update(Page("README.md").names)
+    (tmp_path / "page").mkdir()  # a page's sse.db is not the README's
+    monkeypatch.chdir(tmp_path / "page")
     yield
     for manager in made:
         manager.shutdown()
@@ -131,7 +135,7 @@ def test_every_python_block_runs(page: str) -> None:
 
 
 def test_blocks_are_found_in_both_formats() -> None:
-    assert len(blocks("README.md")) == 1
+    assert len(blocks("README.md")) == 3
     assert len(blocks("docs/quickstart.rst")) > 10
     assert all("app = Flask(__name__)" in blocks(page)[0][1] for page in ("README.md", "docs/index.rst"))
 
@@ -357,6 +361,39 @@ def test_the_helper_for_tests_reads_a_stream_of_the_test_client() -> None:
     page = Page("docs/quickstart.rst")
     client = page["app"].test_client()
     assert [event.data for event in page["listen"](client, "/countdown", 2)] == ['{"left": 3}', '{"left": 2}']
+
+
+def test_what_another_process_publishes_reaches_the_streams_of_an_app_that_names_the_same_file() -> None:
+    page = Page("docs/brokers.rst")
+    reader = Reader(page["app"], "/stream?connectKey=reports")
+    page["report_is_ready"](7)
+    assert said(reader.take(1)) == [("ready", '{"number":7}')]
+    reader.close()
+
+
+def test_a_client_that_comes_back_after_a_restart_gets_what_it_missed_from_the_file() -> None:
+    page = Page("docs/brokers.rst")
+    seen = page["sse"].publish("reports", "1")
+    page["app"].extensions["sse_stream"].shutdown()
+    page["report_is_ready"](2)
+    reader = Reader(Page("docs/brokers.rst")["app"], "/stream?connectKey=reports", {"Last-Event-ID": seen})
+    assert said(reader.take(1)) == [("ready", '{"number":2}')]
+    reader.close()
+
+
+def test_an_order_is_taken_though_nobody_can_be_told(caplog: pytest.LogCaptureFixture) -> None:
+    page = Page("docs/brokers.rst")
+    Path("sse.db").write_text("no database, but long enough to be looked at as one " * 20, encoding="utf-8")
+    assert page["app"].test_client().post("/orders").status_code == 201
+    assert "order 7 was taken, but nobody was told" in caplog.text
+    assert "not a database; delete the file" in caplog.text
+
+
+def test_the_quickstarts_other_process_publishes_into_the_log_of_its_app() -> None:
+    page = Page("docs/quickstart.rst")
+    reader = Reader(page["joined"], "/stream?connectKey=news", first_place(page["shared"].manager))
+    assert said(reader.take(1)) == [(None, "from another process")]
+    reader.close()
 
 
 def test_the_settings_page_prints_what_its_comments_say(capsys: pytest.CaptureFixture[str]) -> None:
