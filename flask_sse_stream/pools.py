@@ -210,7 +210,7 @@ class PoolManager:
 
         Raises :class:`EventError` for a bad key or event, or one larger than ``SSE_MAX_EVENT_BYTES``, before
         anything is touched, and :class:`BrokerError` if the broker may not have taken it. Never waits for a
-        reader; may be called from any thread, greenlet or signal handler.
+        reader; may be called from any thread or greenlet and, with ``memory://``, from a signal handler.
         """
         return self._publish(check_key(key), data, event, id, retry)
 
