@@ -60,8 +60,8 @@ class Broker(Protocol):
     def cover(self, keys: Sequence[str | None], after: str | None) -> Position:
         """Give the log's position and what it remembers of ``keys``, which a client with the id ``after`` needs.
 
-        ``after`` comes from a client and may be anything. On return every message after the position's head will
-        be delivered; some up to it may be on their way.
+        ``after`` comes from a client and may be anything. On return every message up to the position's head that
+        this process had not yet been delivered has been, and every later one will be.
         """
 
     def close(self) -> None:

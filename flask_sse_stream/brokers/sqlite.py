@@ -129,7 +129,10 @@ class SQLiteBroker:
                 self._listener = _Listener(self, self._wake_directory, epoch, head)
         with self._reading() as connection:
             epoch, head = self._position(connection)
-            return Position(epoch, head, {key: self._history(connection, key, epoch) for key in keys})
+            histories = {key: self._history(connection, key, epoch) for key in keys}
+        # A client may come from a process that is ahead of this one by what the listener has yet to read.
+        self._listener.catch_up(self)
+        return Position(epoch, head, histories)
 
     def close(self) -> None:
         """End the listener and close every connection."""
@@ -357,6 +360,7 @@ class _Listener:
         self._epoch = epoch
         self._head = head
         self._told: dict[str | None, int] = {}
+        self._turn = threading.Lock()
         self._stopped = self._broken = False
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._wake_directory = wake_directory
@@ -400,8 +404,7 @@ class _Listener:
         if broker is None or self._stopped:
             return False
         try:
-            while self._read(broker) and not self._stopped:
-                pass
+            self.catch_up(broker)
         except BrokerError as error:
             if not self._broken and not self._stopped:
                 logger.error("live events wait until the log can be read: %s", error)
@@ -411,6 +414,12 @@ class _Listener:
                 logger.warning("the log can be read again")
             self._broken = False
         return not self._stopped
+
+    def catch_up(self, broker: SQLiteBroker) -> None:
+        """Deliver everything that is in the log by now, in this thread."""
+        with self._turn:
+            while self._read(broker) and not self._stopped:
+                pass
 
     def _wait(self) -> None:
         self._socket.settimeout(_LOOK_SECONDS)

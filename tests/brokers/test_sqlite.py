@@ -174,6 +174,15 @@ def test_events_that_are_too_old_are_not_remembered(log: Log, monkeypatch: pytes
     assert (history.floor, [message.id for message in history.messages]) == (place(old)[1], [new])
 
 
+def test_what_another_process_has_seen_is_delivered_before_cover_returns(log: Log) -> None:
+    (listener, delivered), (publisher, _) = log.broker(), log.broker()
+    listener.cover([], None)
+    for number in range(300):
+        identifier = publisher.publish("a", body(str(number)))
+        assert listener.cover(["a"], identifier)[:2] == place(identifier)
+        assert ids(delivered)[-1] == identifier
+
+
 # Processes
 
 
