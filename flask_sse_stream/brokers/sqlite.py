@@ -19,7 +19,6 @@ import random
 import secrets
 import socket
 import sqlite3
-import stat
 import threading
 import time
 import weakref
@@ -41,13 +40,15 @@ _LOOK_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = 0.005
 _READ_EVENTS: Final = 500
 _TRIM_EVERY: Final = 64
+_TRIM_EVENTS: Final = 4 * _TRIM_EVERY  # too old, at a time: more than come in between
+_FLOORS: Final = 10_000  # keys whose floors are known one by one
 _FORMAT: Final = 1
 _ALL: Final = ""  # the key of what goes to all, which no user's key can be
 _MAGIC: Final = 0x55E5  # PRAGMA application_id: an existing database of somebody else's is left alone
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS log (
-    namespace TEXT PRIMARY KEY, epoch TEXT NOT NULL, head INTEGER NOT NULL, boot TEXT NOT NULL
+    namespace TEXT PRIMARY KEY, epoch TEXT NOT NULL, head INTEGER NOT NULL, boot TEXT NOT NULL, floor INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS event (
     namespace TEXT NOT NULL, seq INTEGER NOT NULL, key TEXT NOT NULL, created REAL NOT NULL, body BLOB NOT NULL
@@ -57,14 +58,16 @@ CREATE INDEX IF NOT EXISTS event_by_key ON event (namespace, key, seq);
 CREATE TABLE IF NOT EXISTS floor (
     namespace TEXT NOT NULL, key TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (namespace, key)
 );
+CREATE INDEX IF NOT EXISTS floor_by_seq ON floor (namespace, seq);
 """
 
 
 def _boot_id() -> str:
     """Name this run of the machine: what was written shortly before it lost its power may be gone."""
-    with contextlib.suppress(OSError):
+    try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return "unknown"
+    except FileNotFoundError:
+        return "unknown"  # a system that does not say
 
 
 class SQLiteBroker:
@@ -98,6 +101,7 @@ class SQLiteBroker:
         self._starting = threading.Lock()
         self._listener: _Listener | None = None
         self._closed = False
+        self._boot = ""
         weakref.finalize(self, _close_all, self._free)
 
     def start(self, deliver: Callable[[Message | Gap], None]) -> None:
@@ -145,21 +149,38 @@ class SQLiteBroker:
 
     def _position(self, connection: sqlite3.Connection, *, create: bool = False) -> tuple[str, int]:
         row = connection.execute("SELECT epoch, head, boot FROM log WHERE namespace = ?", (self._namespace,)).fetchone()
-        boot = _boot_id()
-        if row is not None and (row[2] == boot or not create):
+        if row is not None and (not create or row[2] == self._this_boot()):
             return str(row[0]), int(row[1])
-        if not create:
-            return "", 0
+        return (self._begin_anew(connection), 0) if create else ("", 0)
+
+    def _begin_anew(self, connection: sqlite3.Connection) -> str:
         epoch = secrets.token_hex(6)
         for table in ("event", "floor", "log"):
             connection.execute(f"DELETE FROM {table} WHERE namespace = ?", (self._namespace,))  # noqa: S608
-        connection.execute("INSERT INTO log VALUES (?, ?, 0, ?)", (self._namespace, epoch, boot))
-        return epoch, 0
+        connection.execute("INSERT INTO log VALUES (?, ?, 0, ?, 0)", (self._namespace, epoch, self._this_boot()))
+        return epoch
+
+    def _this_boot(self) -> str:
+        # Once: a process that has no descriptor left must not take that for another boot.
+        if not self._boot:
+            try:
+                self._boot = _boot_id()
+            except OSError as error:
+                raise BrokerError(f"{self._path}: which boot this is cannot be read: {error}") from error
+        return self._boot
+
+    def rewound(self, epoch: str) -> None:
+        """The file has an older state of a log that this process knows: give it a life of its own."""
+        with self._transaction() as connection:
+            if self._position(connection)[0] == epoch:  # else another process has done it
+                self._begin_anew(connection)
 
     def _history(self, connection: sqlite3.Connection, key: str | None, epoch: str) -> History:
         name = _ALL if key is None else key
         row = connection.execute(
-            "SELECT seq FROM floor WHERE namespace = ? AND key = ?", (self._namespace, name)
+            "SELECT seq FROM floor WHERE namespace = ?1 AND key = ?2 "
+            "UNION ALL SELECT floor FROM log WHERE namespace = ?1",
+            (self._namespace, name),
         ).fetchone()
         floor = int(row[0]) if row is not None else 0
         rows = connection.execute(
@@ -201,11 +222,19 @@ class SQLiteBroker:
             "SELECT seq FROM event WHERE namespace = ? AND key = ? ORDER BY seq DESC LIMIT 1 OFFSET ?",
             (self._namespace, name, size),
         ).fetchone()
-        stale = connection.execute(
-            "SELECT key, MAX(seq) FROM event WHERE namespace = ? AND created < ? GROUP BY key",
-            (self._namespace, time.time() - max(self._ttl, 10 * _LOOK_SECONDS)),
-        ).fetchall()
-        for key, seq in [(name, surplus[0]), *stale] if surplus is not None else stale:
+        oldest = time.time() - max(self._ttl, 10 * _LOOK_SECONDS)
+        stale: dict[str, int] = {}
+        # The oldest come first, so there is no need to look at them all.
+        for key, seq, created in connection.execute(
+            "SELECT key, seq, created FROM event WHERE namespace = ? ORDER BY seq LIMIT ?",
+            (self._namespace, _TRIM_EVENTS),
+        ).fetchall():
+            if created >= oldest:
+                break
+            stale[key] = seq
+        if surplus is not None:
+            stale[name] = max(surplus[0], stale.get(name, 0))
+        for key, seq in stale.items():
             connection.execute(
                 "DELETE FROM event WHERE namespace = ? AND key = ? AND seq <= ?", (self._namespace, key, seq)
             )
@@ -214,13 +243,24 @@ class SQLiteBroker:
                 "ON CONFLICT (namespace, key) DO UPDATE SET seq = MAX(seq, excluded.seq)",
                 (self._namespace, key, seq),
             )
+        self._forget_floors(connection)
+
+    def _forget_floors(self, connection: sqlite3.Connection) -> None:
+        """Of very many keys, know one floor for all those that were trimmed longest ago."""
+        row = connection.execute(
+            "SELECT seq FROM floor WHERE namespace = ? ORDER BY seq DESC LIMIT 1 OFFSET ?", (self._namespace, _FLOORS)
+        ).fetchone()
+        if row is not None:
+            connection.execute("DELETE FROM floor WHERE namespace = ? AND seq <= ?", (self._namespace, row[0]))
+            connection.execute("UPDATE log SET floor = ? WHERE namespace = ?", (row[0], self._namespace))
 
     # Connections
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._connection() as connection:
-            self._patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
+        deadline = time.monotonic() + self._timeout
+        with self._connection(deadline) as connection:
+            self._patiently(lambda: connection.execute("BEGIN IMMEDIATE"), deadline)
             try:
                 yield connection
                 connection.execute("COMMIT")
@@ -231,8 +271,9 @@ class SQLiteBroker:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._connection() as connection:
-            self._patiently(lambda: self._begin_to_read(connection))
+        deadline = time.monotonic() + self._timeout
+        with self._connection(deadline) as connection:
+            self._patiently(lambda: self._begin_to_read(connection), deadline)
             try:
                 yield connection
             finally:
@@ -250,12 +291,12 @@ class SQLiteBroker:
             raise
 
     @contextlib.contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
+    def _connection(self, deadline: float) -> Iterator[sqlite3.Connection]:
         """Lend a connection to one piece of code at a time; a failure is a :class:`BrokerError` with the cure."""
         if self._closed:
             raise BrokerError(f"the broker of {self._path} is closed")
         try:
-            inode, connection = self._borrow()
+            inode, connection = self._borrow(deadline)
             try:
                 yield connection
             except BaseException:
@@ -265,21 +306,21 @@ class SQLiteBroker:
         except sqlite3.Error as error:
             raise BrokerError(f"{self._path}: {error}; {_cure(error)}") from error
 
-    def _borrow(self) -> tuple[int, sqlite3.Connection]:
+    def _borrow(self, deadline: float) -> tuple[int, sqlite3.Connection]:
         inode = _inode(self._path)
         while True:
             try:
                 known, connection = self._free.pop()
             except IndexError:
-                return self._connect()
+                return self._connect(deadline)
             if known == inode:
                 return known, connection
             connection.close()  # The file was deleted or replaced since.
 
-    def _connect(self) -> tuple[int, sqlite3.Connection]:
+    def _connect(self, deadline: float) -> tuple[int, sqlite3.Connection]:
         connection = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
-            self._patiently(lambda: self._prepare(connection))
+            self._patiently(lambda: self._prepare(connection), deadline)
         except BaseException:
             connection.close()
             raise
@@ -312,9 +353,9 @@ class SQLiteBroker:
                 connection.execute("ROLLBACK")
             raise
 
-    def _patiently(self, attempt: Callable[[], Any]) -> None:
+    @staticmethod
+    def _patiently(attempt: Callable[[], Any], deadline: float) -> None:
         """Try again while another process writes. SQLite's own waiting would stop a whole hub of greenlets."""
-        deadline = time.monotonic() + self._timeout
         while True:
             try:
                 attempt()
@@ -328,21 +369,33 @@ class SQLiteBroker:
     # Waking
 
     def _wake_everybody(self) -> None:
-        try:
+        # The event is in the log: nothing that happens here is a reason to say that it is not, and a process that
+        # could not be woken looks by itself.
+        with contextlib.suppress(OSError):
             names = os.listdir(self._wake_directory)
+            with (
+                _directory(self._wake_directory) as directory,
+                socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+            ):
+                sender.settimeout(0)
+                for name in names:
+                    self._wake(sender, f"{directory}/{name}")
+
+    @staticmethod
+    def _wake(sender: socket.socket, address: str) -> None:
+        try:
+            sender.sendto(b"!", address)
+        except BlockingIOError:
+            pass  # It has more wakes waiting than it needs.
+        except ConnectionRefusedError:  # Left behind by a process that was killed.
+            with contextlib.suppress(OSError):
+                os.unlink(address)
         except OSError:
-            return  # Nobody has listened here yet.
-        with _directory(self._wake_directory) as directory, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.settimeout(0)
-            for name in names:
-                try:
-                    sender.sendto(b"!", f"{directory}/{name}")
-                except BlockingIOError:
-                    pass  # It has more wakes waiting than it needs.
-                except OSError:
-                    # Left behind by a process that was killed; should it live after all, it looks by itself.
-                    with contextlib.suppress(OSError):
-                        os.unlink(os.path.join(self._wake_directory, name))
+            pass  # It has gone meanwhile.
+
+    def inode(self) -> int:
+        """Which file the log is; 0: none. For the listener."""
+        return _inode(self._path)
 
     def deliver(self, message: Message | Gap) -> None:
         """Hand a message on. For the listener."""
@@ -364,18 +417,27 @@ class _Listener:
         self._stopped = self._broken = False
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._wake_directory = wake_directory
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._path = os.path.join(wake_directory, self._name)
+        self._inode = broker.inode()
         try:
-            os.makedirs(wake_directory, mode=0o700, exist_ok=True)
-            with _directory(wake_directory) as directory:
-                self._socket.bind(f"{directory}/{self._name}")
+            self._socket = self._bind()
         except OSError as error:
-            self._socket.close()
             raise BrokerError(
                 f"{wake_directory}: {error.strerror}; processes are woken through it: let this user write there"
             ) from error
         self._thread = threading.Thread(target=self._run, name="sse-sqlite", daemon=True)
         self._thread.start()
+
+    def _bind(self) -> socket.socket:
+        os.makedirs(self._wake_directory, mode=0o700, exist_ok=True)
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            with _directory(self._wake_directory) as directory:
+                made.bind(f"{directory}/{self._name}")
+        except OSError:
+            made.close()
+            raise
+        return made
 
     def stop(self) -> None:
         """Let the thread end, and wait until it has: it must not use a connection that is being closed."""
@@ -396,7 +458,7 @@ class _Listener:
         finally:
             self._socket.close()
             with contextlib.suppress(OSError):
-                os.unlink(os.path.join(self._wake_directory, self._name))
+                os.unlink(self._path)
 
     def _look(self) -> bool:
         """Deliver everything that is new; say whether to go on."""
@@ -422,6 +484,11 @@ class _Listener:
                 pass
 
     def _wait(self) -> None:
+        if not os.path.exists(self._path):  # somebody tidied up
+            with contextlib.suppress(OSError):
+                renewed = self._bind()
+                self._socket.close()
+                self._socket = renewed
         self._socket.settimeout(_LOOK_SECONDS)
         try:
             self._socket.recv(16)
@@ -433,9 +500,16 @@ class _Listener:
 
     def _read(self, broker: SQLiteBroker) -> bool:
         """Deliver the next messages; say whether there may be more."""
+        inode = broker.inode()
         epoch, head, messages, gone = broker.read_after(self._head)
         if not epoch:
             return False  # The log was deleted and has no new life yet.
+        if epoch == self._epoch and (head < self._head or inode != self._inode):
+            # An older copy of the file was put back: its next numbers would be taken for those known already.
+            broker.rewound(epoch)
+            self._inode = inode
+            return True
+        self._inode = inode
         if epoch != self._epoch:
             self._epoch, self._head = epoch, 0
             self._told.clear()
@@ -469,11 +543,13 @@ def _directory(path: str) -> Iterator[str]:
 
 
 def _inode(path: str) -> int:
+    """Give the number of the file, 0 where there is none yet."""
     try:
-        found = os.stat(path)
-    except OSError:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
         return 0
-    return found.st_ino if stat.S_ISREG(found.st_mode) else 0
+    except OSError as error:
+        raise BrokerError(f"{path}: {error.strerror}; let this user read it") from error
 
 
 def _cure(error: sqlite3.Error) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -113,10 +115,12 @@ def test_the_log_survives_the_end_of_every_process(log: Log) -> None:
 def test_after_the_machine_was_started_anew_the_log_has_another_life(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     broker, _ = log.broker()
     old = broker.publish("a", body("x"))
+    broker.close()
     monkeypatch.setattr("flask_sse_stream.brokers.sqlite._boot_id", lambda: "another boot")
-    new = broker.publish("a", body("y"))
+    again, _ = log.broker()
+    new = again.publish("a", body("y"))
     assert place(new)[0] != place(old)[0]
-    assert [message.id for message in broker.cover(["a"], None).histories["a"].messages] == [new]
+    assert [message.id for message in again.cover(["a"], None).histories["a"].messages] == [new]
 
 
 def test_a_database_that_was_deleted_is_a_new_log_and_listeners_learn_it(log: Log) -> None:
@@ -181,6 +185,74 @@ def test_what_another_process_has_seen_is_delivered_before_cover_returns(log: Lo
         identifier = publisher.publish("a", body(str(number)))
         assert listener.cover(["a"], identifier)[:2] == place(identifier)
         assert ids(delivered)[-1] == identifier
+
+
+def test_an_older_copy_that_is_put_back_is_a_new_log_and_listeners_learn_it(log: Log, tmp_path: Path) -> None:
+    publisher, _ = log.broker()
+    publisher.publish("a", body("1"))
+    publisher.close()  # what is in the -wal file is in the database now
+    copy = tmp_path / "copy"
+    copy.write_bytes(log.path.read_bytes())
+    (listener, delivered), (publisher, _) = log.broker(), log.broker()
+    listener.cover([], None)
+    old = [publisher.publish("a", body("2")), publisher.publish("a", body("3"))]
+    wait_for(lambda: ids(delivered) == old, "they are delivered")
+    for path in log.path.parent.glob("log.db*"):
+        if path.is_file():
+            path.unlink()
+    copy.rename(log.path)
+    wait_for(lambda: listener.cover([], None).epoch != place(old[0])[0], "the log has another life")
+    new = publisher.publish("a", body("4"))
+    wait_for(lambda: ids(delivered)[-1] == new, "it is delivered")
+    assert place(new)[0] != place(old[0])[0]
+
+
+def test_a_wake_directory_that_was_removed_is_made_again(log: Log) -> None:
+    (listener, delivered), (publisher, _) = log.broker(), log.broker()
+    listener.cover([], None)
+    wake = Path(f"{log.path}.wake")
+    [own] = wake.iterdir()
+    shutil.rmtree(wake)
+    last = publisher.publish("a", body("x"))
+    wait_for(lambda: ids(delivered)[-1:] == [last], "it is delivered all the same")
+    wait_for(own.exists, "the socket is there again")
+
+
+def test_a_process_without_descriptors_neither_wipes_the_log_nor_denies_what_it_published(log: Log) -> None:
+    (listener, delivered), (publisher, _) = log.broker(), log.broker()
+    listener.cover([], None)
+    first = publisher.publish("a", body("x"))
+    wait_for(lambda: len(delivered) == 1, "it is delivered")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    hogs = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                hogs.append(os.open(os.devnull, os.O_RDONLY))
+        second = publisher.publish("a", body("y"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for hog in hogs:
+            os.close(hog)
+    wait_for(lambda: ids(delivered) == [first, second], "it is delivered when the listener looks by itself")
+
+
+def test_very_many_keys_have_one_floor_together(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flask_sse_stream.brokers.sqlite._FLOORS", 5)
+    monkeypatch.setattr("flask_sse_stream.brokers.sqlite._TRIM_EVERY", 1)
+    broker, _ = log.broker(history_ttl=100.0)
+    now = time.time()
+    published = [broker.publish(f"job {number}", body("x")) for number in range(20)]
+    monkeypatch.setattr("flask_sse_stream.brokers.sqlite.time.time", lambda: now + 150)
+    broker.publish("k", body("x"))
+    with broker._reading() as connection:
+        (floors,) = connection.execute("SELECT COUNT(*) FROM floor").fetchone()
+    assert floors == 5
+    for number in (0, 19):
+        history = broker.cover([f"job {number}"], published[0]).histories[f"job {number}"]
+        assert history.floor >= place(published[number])[1]
 
 
 # Processes
@@ -309,7 +381,7 @@ def test_a_database_of_another_application_is_left_alone(log: Log) -> None:
 def test_a_database_of_another_format_is_refused(log: Log) -> None:
     broker, _ = log.broker()
     broker.publish("a", body("x"))
-    with broker._connection() as connection:
+    with broker._connection(time.monotonic() + 5) as connection:
         connection.execute("PRAGMA user_version=99")
     broker.close()
     with pytest.raises(BrokerError, match="has format 99, not 1"):
