@@ -1,0 +1,54 @@
+"""The app that several processes serve at once; its settings are the environment's ``SSE_`` variables.
+
+Every response tells which process it came from. Run as a program it is one process of gevent's own server, unpatched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+from flask import Flask, Response, request
+from flask.typing import ResponseReturnValue
+
+from flask_sse_stream import SSE
+
+
+def _setting(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+app = Flask(__name__)
+app.config.update({name: _setting(text) for name, text in os.environ.items() if name.startswith("SSE_")})
+sse = SSE(app)
+
+# With --preload this is the parent of all workers.
+if "PUBLISH_AT_IMPORT" in os.environ:
+    sse.publish(os.environ["PUBLISH_AT_IMPORT"], f"imported by {os.getpid()}")
+
+
+@app.after_request
+def tell_the_process(response: Response) -> Response:
+    response.headers["X-Process"] = str(os.getpid())
+    return response
+
+
+@app.post("/publish/<key>")
+def publish(key: str) -> ResponseReturnValue:
+    return sse.publish(key, request.get_data(as_text=True))
+
+
+@app.get("/process")
+def process() -> ResponseReturnValue:
+    return "here"
+
+
+if __name__ == "__main__":
+    from gevent.pywsgi import WSGIServer
+
+    WSGIServer(("127.0.0.1", int(sys.argv[1])), app, log=None, backlog=2048).serve_forever()
