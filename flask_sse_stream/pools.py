@@ -375,24 +375,32 @@ class PoolManager:
         stream = Stream(self, self.check_keys(keys))
         self._check_limits(stream.keys)
         self._know_the_log()
+        while not self._open(stream, transport, last_event_id):
+            pass  # The log began anew meanwhile: what was asked of it is worth nothing any more.
+        self._start_flusher(runtime)
+        self._announce(stream)
+        return stream
+
+    def _open(self, stream: Stream, transport: Transport, last_event_id: str | None) -> bool:
         with self.lock:
             # From here on the windows take what is delivered; what was before is asked of the broker.
+            epoch = self._windows.epoch
             wanted = self._windows.incomplete((*stream.keys, None), time.monotonic())
         asked = wanted if last_event_id or self.settings.join_history else []
         position = self._broker.cover(asked, last_event_id)
         with self.lock:
             # In one step, so that no event falls between what is replayed and what is offered.
             self._take_all_in()
-            if position.epoch == self._windows.epoch:
+            if epoch != self._windows.epoch:
+                return False
+            if position.epoch == epoch:
                 now = time.monotonic()
                 for key, history in position.histories.items():
                     self._windows.complete_with(key, history.floor, history.messages, position.head, now)
             stream.put_first([self._preamble, *self._first_frames(stream.keys, last_event_id)])
             stream.cursor = self._windows.head
             self._register(stream, transport)
-        self._start_flusher(runtime)
-        self._announce(stream)
-        return stream
+        return True
 
     def attach(self, stream: Stream, transport: Transport, runtime: Runtime) -> None:
         """Begin a stream of one request, made by ``Stream(manager)``. Raises :class:`StreamsFull`."""

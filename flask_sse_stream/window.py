@@ -139,6 +139,7 @@ class Windows:
         self._fetched = fetched
         self._windows: OrderedDict[str | None, Window] = OrderedDict()
         self._floor = 0  # the highest floor of the windows that were forgotten
+        self._born = 0  # the head when this process learned of the log
         self.epoch: str | None = None
         self.head = 0
 
@@ -149,7 +150,7 @@ class Windows:
         """Begin anew with a log's life, of which nothing up to ``head`` is known."""
         self._windows.clear()
         self.epoch = epoch
-        self.head = self._floor = head
+        self.head = self._floor = self._born = head
 
     def add(self, message: Message, now: float, in_use: Container[str | None]) -> bool:
         """Take the next message in; ``False`` for one that is known already. ``in_use``: keys that have streams."""
@@ -233,17 +234,21 @@ class Windows:
             if not places:
                 return Replay([], "unknown" if match is None else "epoch", tuple(keys))
             place = max(places)
-        # The window of what goes to all is never forgotten: without one, nothing ever did.
-        if None in self._windows and self._windows[None].floor > place:
+        if self._floor_of(None) > place:
             return Replay([], "history", tuple(keys))
         lost = tuple(key for key in keys if self._floor_of(key) > place)
         if lost:
             return Replay([], "history", lost)
         return Replay(_in_order([window.after(place) for window in windows]))
 
-    def _floor_of(self, key: str) -> int:
+    def _floor_of(self, key: str | None) -> int:
         window = self._windows.get(key)
-        return window.floor if window is not None else self._floor
+        if window is not None:
+            return window.floor
+        if self._fetched:
+            return self.head  # Nobody has asked the log yet, so nothing is known of it.
+        # The window of what goes to all is never forgotten: without one, nothing ever did in this log.
+        return self._floor if key is not None else self._born
 
     def _trimmed(self, keys: Sequence[str], now: float) -> list[Window]:
         windows = [self._windows[key] for key in (*keys, None) if key in self._windows]

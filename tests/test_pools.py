@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 import weakref
+from collections.abc import Callable, Sequence
 
 import pytest
 from fakes import Clock, House, RecordingTransport
@@ -19,9 +20,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from support import wait_for
 
+from flask_sse_stream.brokers.base import History, Position
 from flask_sse_stream.brokers.memory import MemoryBroker
 from flask_sse_stream.errors import EventError, SettingsError, StreamsFull
-from flask_sse_stream.event import Event
+from flask_sse_stream.event import Event, EventDecoder, Gap, Message
 from flask_sse_stream.pools import MAX_KEYS, PoolManager, check_key
 from flask_sse_stream.settings import Settings
 from flask_sse_stream.stream import CloseReason, Stream
@@ -544,6 +546,44 @@ def test_a_message_that_is_delivered_twice_is_offered_once() -> None:
     message = house.manager._windows.latest(["k"], 1, 0.0)[0]
     house.manager.deliver(message)
     assert house.data(stream) == ["1"]
+
+
+class TurningLog:
+    """A broker outside the process whose log begins anew while a stream is being opened."""
+
+    remembers = True
+
+    def __init__(self, settings: Settings) -> None:
+        self.asked = 0
+        self.log = [Message("k", "new", seq, Event(str(seq)).encode(), time.monotonic()) for seq in range(1, 6)]
+
+    def start(self, deliver: Callable[[Message | Gap], None]) -> None:
+        self.deliver = deliver
+
+    def publish(self, key: str | None, body: bytes) -> str:
+        raise NotImplementedError
+
+    def cover(self, keys: Sequence[str | None], after: str | None) -> Position:
+        self.asked += 1
+        if self.asked == 1:
+            return Position("old", 7)
+        if self.asked == 2:
+            for message in self.log:
+                self.deliver(message)
+            return Position("old", 7, {key: History(0, []) for key in keys})
+        mine = {key: History(0, [m for m in self.log if m.key == key]) for key in keys}
+        return Position("new", 5, mine)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_log_that_begins_anew_while_a_stream_is_opened_is_asked_again() -> None:
+    house = House()
+    house.manager = PoolManager(Settings(), broker=TurningLog)
+    stream = house.manager.open(["k"], RecordingTransport(), house.runtime, last_event_id="new-3")  # type: ignore[arg-type]
+    taken = stream.take() or b""
+    assert [event.data for event in EventDecoder().feed(taken)] == ["4", "5"]
 
 
 # What is left over

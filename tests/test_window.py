@@ -178,3 +178,33 @@ def test_a_log_that_begins_anew_leaves_nothing_of_the_old_one() -> None:
     assert (some.epoch, some.head, len(some)) == ("new", 7, 0)
     assert some.replay(["a"], "new-6", 0.0) == Replay([], "history", ("a",))
     assert some.replay(["a"], "new-7", 0.0) == Replay([])
+
+
+def test_of_a_log_that_is_fetched_nothing_is_taken_for_complete_before_it_was_asked() -> None:
+    some = Windows(10, 60.0, fetched=True)
+    some.begin("ep", 3)
+    for seq in (4, 5):
+        put(some, "a", seq)  # nobody listens to it here, so nothing keeps it
+    assert some.replay(["a"], "ep-3", 0.0) == Replay([], "history", ("a",))
+    assert some.replay(["a"], "ep-5", 0.0) == Replay([])
+
+
+def test_a_window_is_completed_with_what_was_before_it_and_not_with_what_came_since() -> None:
+    some = Windows(10, 60.0, fetched=True)
+    some.begin("ep", 3)
+    assert some.incomplete(["a", None], 0.0) == ["a", None]
+    since = put(some, "a", 4)
+    before = [Message("a", "ep", seq, b"data: x\n\n", 0.0) for seq in (2, 3)]
+    some.complete_with("a", 1, [*before, since], 4, 0.0)
+    some.complete_with(None, 0, [], 4, 0.0)
+    assert some.incomplete(["a", None], 0.0) == []
+    assert some.replay(["a"], "ep-1", 0.0) == Replay([*before, since])
+    assert some.replay(["a"], "ep-0", 0.0) == Replay([], "history", ("a",))
+
+
+def test_a_window_that_is_newer_than_what_the_log_said_is_not_completed_with_it() -> None:
+    some = Windows(10, 60.0, fetched=True)
+    some.begin("ep", 5)
+    some.incomplete(["a", None], 0.0)
+    some.complete_with("a", 0, [], 4, 0.0)
+    assert some.incomplete(["a"], 0.0) == ["a"]

@@ -13,6 +13,7 @@ very transaction that it would wait for.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import random
@@ -318,13 +319,17 @@ class SQLiteBroker:
             connection.close()  # The file was deleted or replaced since.
 
     def _connect(self, deadline: float) -> tuple[int, sqlite3.Connection]:
-        connection = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
-        try:
-            self._patiently(lambda: self._prepare(connection), deadline)
-        except BaseException:
-            connection.close()
-            raise
-        return _inode(self._path), connection
+        while True:
+            connection = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+            try:
+                before = _inode(self._path)
+                self._patiently(functools.partial(self._prepare, connection), deadline)
+            except BaseException:
+                connection.close()
+                raise
+            if before and before == _inode(self._path):
+                return before, connection
+            connection.close()  # The file was replaced in between: this may be a connection to nowhere.
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         (magic,) = connection.execute("PRAGMA application_id").fetchone()
