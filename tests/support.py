@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,7 +12,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
@@ -103,3 +107,29 @@ def serving(command: list[str], port: int, log: Path, env: dict[str, str] | None
 def python(*arguments: str) -> list[str]:
     """Give the command that runs this interpreter."""
     return [sys.executable, *arguments]
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """Run Chromium without a window. While it runs, this thread has an event loop of asyncio's."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        raise AssertionError("there is no Chromium on the PATH: install the Debian package 'chromium'")
+    from playwright.sync_api import sync_playwright  # by whoever needs it alone: it brings a driver process along
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path,
+            args=[
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+            ],
+        )
+        yield browser
+        browser.close()

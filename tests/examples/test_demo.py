@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
-from support import ROOT, Server, free_port, python, wait_for
+from playwright.sync_api import Browser, Page, expect
+from support import ROOT, Server, chromium, free_port, python, wait_for
 
 pytestmark = [pytest.mark.live, pytest.mark.browser, pytest.mark.timeout(180)]
 
 PATIENCE = 30_000  # milliseconds; a busy machine starts Chromium slowly
-CHROMIUM_ARGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 # A line was drawn when the canvas has pixels of its colour; axes and grid are grey.
 DRAWN = """(id) => {
   const canvas = document.querySelector(`#${id} canvas`);
@@ -40,13 +30,8 @@ OpenTab = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("there is no chromium here")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 from httpx_sse import ServerSentEvent, connect_sse
-from playwright.sync_api import Browser, Page, expect, sync_playwright
-from support import ROOT, Server, free_port, python, serving, wait_for
+from playwright.sync_api import Browser, Page, expect
+from support import ROOT, Server, chromium, free_port, python, serving, wait_for
 
 pytestmark = pytest.mark.live
 
@@ -301,13 +300,8 @@ def test_each_example_says_how_to_run_it(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("there is no chromium here")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import pytest
 from clients import DEADLINE, reset_reason
 from conftest import PING, SERVERS, LiveServer
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from proxy import Proxy
-from support import wait_for
+from support import chromium, wait_for
 
 pytestmark = [pytest.mark.live, pytest.mark.browser]
 
@@ -25,20 +24,9 @@ CLOSED = 2
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium. Of the module, not of the session: while it runs, this thread has an event loop of asyncio's."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        pytest.fail("there is no Chromium on the PATH: install the Debian package 'chromium'")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=path,
-            args=[
-                "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            ],
-        )  # fmt: skip
+    """Of the module, not of the session: while it runs, this thread has an event loop of asyncio's."""
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
