@@ -17,7 +17,7 @@ PACKAGE = Path(flask_sse_stream.__file__).parent
 LAYERS: list[set[str]] = [
     {"errors"},
     {"event", "settings"},
-    {"window", "transports.base", "brokers.base"},
+    {"window", "transports.base", "brokers.base", "brokers.listener"},
     {"stream", "brokers.memory", "brokers.sqlite", "brokers.redis"},
     {"rounds"},
     {"pools"},

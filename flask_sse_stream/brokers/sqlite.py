@@ -1,10 +1,8 @@
 """One log for every process of a machine: an SQLite database in WAL mode, with nothing to install.
 
-Publishing is one short transaction, which SQLite lets one process at a time make, so the numbers of events are in
-the order in which they become visible. Each process that has streams runs one listener, a thread (a greenlet where
-threads are patched), which reads what is new and delivers it, its own process's events too: there is one way only.
-It is woken by a datagram to its Unix socket in the directory ``<database>.wake``; should one be lost, it looks by
-itself once a second.
+Publishing is one short transaction, which SQLite lets one process at a time make, so the numbers of events are in the
+order in which they become visible. Each process that has streams runs one listener (``listener.py``), which reads
+what is new and delivers it, its own process's events too: there is one way only.
 
 Publishing may be done from any thread or greenlet, not from a signal handler: the interrupted code may be inside the
 very transaction that it would wait for.
@@ -18,7 +16,6 @@ import logging
 import os
 import random
 import secrets
-import socket
 import sqlite3
 import threading
 import time
@@ -32,14 +29,13 @@ from ..errors import BrokerError, SettingsError
 from ..event import Gap, Message
 from ..settings import Settings
 from .base import History, Position
+from .listener import LOOK_SECONDS, READ_EVENTS, Listener, wake_all
 
 __all__ = ["SQLiteBroker"]
 
 logger = logging.getLogger("flask_sse_stream")
 
-_LOOK_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = 0.005
-_READ_EVENTS: Final = 500
 _TRIM_EVERY: Final = 64
 _TRIM_EVENTS: Final = 4 * _TRIM_EVERY  # too old, at a time: more than come in between
 _FLOORS: Final = 10_000  # keys whose floors are known one by one
@@ -100,7 +96,7 @@ class SQLiteBroker:
         self._deliver: Callable[[Message | Gap], None]
         self._free: deque[tuple[int, sqlite3.Connection]] = deque()
         self._starting = threading.Lock()
-        self._listener: _Listener | None = None
+        self._listener: Listener | None = None
         self._closed = False
         self._boot = ""
         weakref.finalize(self, _close_all, self._free)
@@ -122,7 +118,7 @@ class SQLiteBroker:
             # By chance, so that no rhythm of keys leaves one of them untrimmed for ever.
             if random.random() < 1 / _TRIM_EVERY:  # noqa: S311
                 self._trim(connection, name)
-        self._wake_everybody()
+        wake_all(self._wake_directory)
         return Message(key, epoch, seq, body, 0.0).id
 
     def cover(self, keys: Sequence[str | None], after: str | None) -> Position:
@@ -131,7 +127,7 @@ class SQLiteBroker:
             if self._listener is None:
                 with self._transaction() as connection:
                     epoch, head = self._position(connection, create=True)
-                self._listener = _Listener(self, self._wake_directory, epoch, head)
+                self._listener = Listener(self, self._wake_directory, epoch, head)
         with self._reading() as connection:
             epoch, head = self._position(connection)
             histories = {key: self._history(connection, key, epoch) for key in keys}
@@ -207,7 +203,7 @@ class SQLiteBroker:
             epoch, head = self._position(connection)
             rows = connection.execute(
                 "SELECT seq, key, created, body FROM event WHERE namespace = ? AND seq > ? ORDER BY seq LIMIT ?",
-                (self._namespace, seq, _READ_EVENTS),
+                (self._namespace, seq, READ_EVENTS),
             ).fetchall()
             gone = connection.execute(
                 "SELECT key, seq FROM floor WHERE namespace = ? AND seq > ?", (self._namespace, seq)
@@ -218,12 +214,12 @@ class SQLiteBroker:
     def _trim(self, connection: sqlite3.Connection, name: str) -> None:
         """Delete what no window may hold any more, and remember up to where."""
         # One that is read by nobody yet must still reach the listeners, even without any history.
-        size = max(self._size, _READ_EVENTS)
+        size = max(self._size, READ_EVENTS)
         surplus = connection.execute(
             "SELECT seq FROM event WHERE namespace = ? AND key = ? ORDER BY seq DESC LIMIT 1 OFFSET ?",
             (self._namespace, name, size),
         ).fetchone()
-        oldest = time.time() - max(self._ttl, 10 * _LOOK_SECONDS)
+        oldest = time.time() - max(self._ttl, 10 * LOOK_SECONDS)
         stale: dict[str, int] = {}
         # The oldest come first, so there is no need to look at them all.
         for key, seq, created in connection.execute(
@@ -371,32 +367,7 @@ class SQLiteBroker:
                 return
             time.sleep(_RETRY_SECONDS)
 
-    # Waking
-
-    def _wake_everybody(self) -> None:
-        # The event is in the log: nothing that happens here is a reason to say that it is not, and a process that
-        # could not be woken looks by itself.
-        with contextlib.suppress(OSError):
-            names = os.listdir(self._wake_directory)
-            with (
-                _directory(self._wake_directory) as directory,
-                socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
-            ):
-                sender.settimeout(0)
-                for name in names:
-                    self._wake(sender, f"{directory}/{name}")
-
-    @staticmethod
-    def _wake(sender: socket.socket, address: str) -> None:
-        try:
-            sender.sendto(b"!", address)
-        except BlockingIOError:
-            pass  # It has more wakes waiting than it needs.
-        except ConnectionRefusedError:  # Left behind by a process that was killed.
-            with contextlib.suppress(OSError):
-                os.unlink(address)
-        except OSError:
-            pass  # It has gone meanwhile.
+    # What the listener calls
 
     def inode(self) -> int:
         """Which file the log is; 0: none. For the listener."""
@@ -407,144 +378,9 @@ class SQLiteBroker:
         self._deliver(message)
 
 
-class _Listener:
-    """Reads what is new in the log and delivers it, in its order.
-
-    It holds its broker weakly: a thread must not keep an application alive that is otherwise gone.
-    """
-
-    def __init__(self, broker: SQLiteBroker, wake_directory: str, epoch: str, head: int) -> None:
-        self._broker = weakref.ref(broker)
-        self._epoch = epoch
-        self._head = head
-        self._told: dict[str | None, int] = {}
-        self._turn = threading.Lock()
-        self._stopped = self._broken = False
-        self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._wake_directory = wake_directory
-        self._path = os.path.join(wake_directory, self._name)
-        self._inode = broker.inode()
-        try:
-            self._socket = self._bind()
-        except OSError as error:
-            raise BrokerError(
-                f"{wake_directory}: {error.strerror}; processes are woken through it: let this user write there"
-            ) from error
-        self._thread = threading.Thread(target=self._run, name="sse-sqlite", daemon=True)
-        self._thread.start()
-
-    def _bind(self) -> socket.socket:
-        os.makedirs(self._wake_directory, mode=0o700, exist_ok=True)
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            with _directory(self._wake_directory) as directory:
-                made.bind(f"{directory}/{self._name}")
-        except OSError:
-            made.close()
-            raise
-        return made
-
-    def stop(self) -> None:
-        """Let the thread end, and wait until it has: it must not use a connection that is being closed."""
-        self._stopped = True
-        with (
-            contextlib.suppress(OSError),
-            _directory(self._wake_directory) as directory,
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
-        ):
-            sender.sendto(b"!", f"{directory}/{self._name}")
-        if self._thread is not threading.current_thread():
-            self._thread.join(2 * _LOOK_SECONDS)
-
-    def _run(self) -> None:
-        try:
-            while self._look():
-                self._wait()
-        finally:
-            self._socket.close()
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
-
-    def _look(self) -> bool:
-        """Deliver everything that is new; say whether to go on."""
-        broker = self._broker()
-        if broker is None or self._stopped:
-            return False
-        try:
-            self.catch_up(broker)
-        except BrokerError as error:
-            if not self._broken and not self._stopped:
-                logger.error("live events wait until the log can be read: %s", error)
-            self._broken = True
-        else:
-            if self._broken:
-                logger.warning("the log can be read again")
-            self._broken = False
-        return not self._stopped
-
-    def catch_up(self, broker: SQLiteBroker) -> None:
-        """Deliver everything that is in the log by now, in this thread."""
-        with self._turn:
-            while self._read(broker) and not self._stopped:
-                pass
-
-    def _wait(self) -> None:
-        if not os.path.exists(self._path):  # somebody tidied up
-            with contextlib.suppress(OSError):
-                renewed = self._bind()
-                self._socket.close()
-                self._socket = renewed
-        self._socket.settimeout(_LOOK_SECONDS)
-        try:
-            self._socket.recv(16)
-            self._socket.settimeout(0)
-            while True:  # One look answers all the wakes that came before it.
-                self._socket.recv(16)
-        except OSError:
-            pass
-
-    def _read(self, broker: SQLiteBroker) -> bool:
-        """Deliver the next messages; say whether there may be more."""
-        inode = broker.inode()
-        epoch, head, messages, gone = broker.read_after(self._head)
-        if not epoch:
-            return False  # The log was deleted and has no new life yet.
-        if epoch == self._epoch and (head < self._head or inode != self._inode):
-            # An older copy of the file was put back: its next numbers would be taken for those known already.
-            broker.rewound(epoch)
-            self._inode = inode
-            return True
-        self._inode = inode
-        if epoch != self._epoch:
-            self._epoch, self._head = epoch, 0
-            self._told.clear()
-            return True
-        for key, floor in gone.items():
-            # An event of this key above our head was deleted before we came to read it.
-            if floor > self._told.get(key, 0):
-                self._told[key] = floor
-                broker.deliver(Gap(key, epoch, floor))
-        for message in messages:
-            broker.deliver(message)
-            self._head = message.seq
-        if len(messages) < _READ_EVENTS:
-            self._head = max(self._head, head)
-        return len(messages) == _READ_EVENTS
-
-
 def _close_all(connections: deque[tuple[int, sqlite3.Connection]]) -> None:
     while connections:
         connections.popleft()[1].close()
-
-
-@contextlib.contextmanager
-def _directory(path: str) -> Iterator[str]:
-    """Give a short path to a directory: a Unix socket's address has 107 bytes, and databases lie deep."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
 
 
 def _inode(path: str) -> int:
