@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
 import random
 import secrets
@@ -32,8 +31,6 @@ from .base import History, Position
 from .listener import LOOK_SECONDS, READ_EVENTS, Listener, wake_all
 
 __all__ = ["SQLiteBroker"]
-
-logger = logging.getLogger("flask_sse_stream")
 
 _RETRY_SECONDS: Final = 0.005
 _TRIM_EVERY: Final = 64
