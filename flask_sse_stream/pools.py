@@ -475,8 +475,10 @@ class PoolManager:
             return []
         if not last_event_id:
             latest = windows.latest(keys, self.settings.join_history, now)
-            # Or the place where it begins, so that one which is cut off before its first event misses nothing.
-            return [message.frame for message in latest] or [Event(id=f"{windows.epoch}-{windows.head}").encode()]
+            # And the place where it begins, so that one which is cut off before its first event misses nothing. The
+            # latest may not say it: a comment has no id, and one of the user's own is soon forgotten.
+            place = Event(id=f"{windows.epoch}-{windows.head}").encode()
+            return [*(message.frame for message in latest), place]
         replay = windows.replay(keys, last_event_id, now)
         if replay.reset is not None:
             return [self._reset(replay.reset, replay.keys)]

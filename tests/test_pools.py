@@ -471,6 +471,14 @@ def test_a_new_client_gets_the_latest_events_only_where_that_is_wanted() -> None
     assert wanted.cursor(stream)
 
 
+def test_a_new_client_has_a_place_even_if_the_latest_events_have_no_id() -> None:
+    house = House(join_history=1)
+    house.manager.publish("k", Event(comment="only a comment"))
+    cursor = house.cursor(house.open())
+    house.manager.publish("k", "missed")
+    assert house.data(house.open(after=cursor)) == ["missed"]
+
+
 def test_without_history_there_are_no_ids_and_no_replay() -> None:
     house = House(history_size=0)
     identifier = house.manager.publish("k", "1")
