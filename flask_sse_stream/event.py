@@ -21,7 +21,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from .errors import EventError
 
@@ -31,7 +31,6 @@ __all__ = [
     "PING",
     "Event",
     "EventDecoder",
-    "Gap",
     "Message",
     "chunk",
     "encode_json",
@@ -249,14 +248,6 @@ class Message:
 
     def __repr__(self) -> str:
         return f"<Message {self.id} key={self.key!r} {len(self.frame)} bytes>"
-
-
-class Gap(NamedTuple):
-    """News in place of messages: events of ``key`` (``None``: of what went to all) up to ``seq`` were lost."""
-
-    key: str | None
-    epoch: str
-    seq: int
 
 
 class EventDecoder:

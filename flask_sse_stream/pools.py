@@ -26,22 +26,24 @@ import re
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from .brokers.base import Broker, broker_from_url
+from .brokers.base import Broker, BrokerStats, Delivery, Gap, History, Life, broker_from_url
 from .errors import EventError, StreamsFull
-from .event import END_ID, Event, Gap, Message, encode_json, retry_block, to_text
+from .event import END_ID, Event, Message, encode_json, retry_block, to_text
 from .rounds import Rounds
 from .settings import Settings
 from .stream import CloseReason, Lock, Stream
-from .transports.base import Flusher, Runtime, Transport
+from .transports.base import Flusher, Runtime, Transport, current_runtime
 from .window import Windows
 
 __all__ = ["MAX_KEYS", "Hooks", "Pool", "PoolManager", "Stats", "check_key"]
 
 logger = logging.getLogger("flask_sse_stream")
+
+T = TypeVar("T")
 
 MAX_KEYS: Final = 100
 """The most keys that one stream may listen to."""
@@ -112,6 +114,8 @@ class Stats:
     replayed: int
     resets: int
 
+    broker: BrokerStats
+
 
 @dataclass(slots=True)
 class Hooks:
@@ -162,12 +166,12 @@ class PoolManager:
         """Set up the state of this process; a forked child begins anew, with nothing of its parent's."""
         self.lock = Lock(self._absorb)
         self._broker = self._broker_factory(self.settings)
-        self._broker.start(self.deliver)
+        self._broker.start(self.deliver, self._idle)
         size, ttl = self.settings.history_size, self.settings.history_ttl
         self._windows = Windows(size, ttl, fetched=self._broker.remembers)
         self._pools: dict[str, Pool] = {}
         self._everybody: tuple[Stream, ...] | None = None  # those that have keys
-        self._inbox: deque[Message | Gap] = deque()
+        self._inbox: deque[Delivery] = deque()
         self._rounds = Rounds(self.settings, self.lock, self._listeners, self._tell_dropped)
         self._flusher: Flusher | None = None
         self._flusher_lock = Lock(lambda: None)
@@ -240,7 +244,7 @@ class PoolManager:
             raise EventError(f"the event has {len(body)} bytes, more than SSE_MAX_EVENT_BYTES={limit}")
         if self.hooks.published is not None:
             self.hooks.published(key, value)
-        identifier = self._broker.publish(key, body)
+        identifier = self._outside(lambda: self._broker.publish(key, body))
         self._published += 1
         if len(self._rounds.outbox) > _OUTBOX_LIMIT:
             self._give_turn()
@@ -249,6 +253,15 @@ class PoolManager:
     def dumps(self, value: Any) -> str:
         """Express a value as JSON."""
         return self._dumps(value)
+
+    def _outside(self, function: Callable[[], T]) -> T:
+        """Call what asks a store, so that nobody but the caller waits for it."""
+        return current_runtime().outside(function) if self._broker.remembers else function()
+
+    def _idle(self, keys: Sequence[str]) -> Sequence[str]:
+        """Say which keys nobody here has needed for a while. For the broker."""
+        with self.lock:
+            return self._windows.forget_idle(keys, time.monotonic(), self._pools)
 
     def _give_turn(self) -> None:
         best, since = len(self._rounds.outbox), time.monotonic()
@@ -268,9 +281,9 @@ class PoolManager:
 
     # From the broker to the outbox
 
-    def deliver(self, message: Message | Gap) -> None:
+    def deliver(self, delivery: Delivery) -> None:
         """Take the next message of the log. For the broker; from any thread, never waits, never raises."""
-        self._inbox.append(message)
+        self._inbox.append(delivery)
         self._absorb()
 
     def _absorb(self) -> None:
@@ -292,28 +305,38 @@ class PoolManager:
         """Learn which log this is, before the first window of it is made."""
         if self._windows.epoch is not None:
             return
-        position = self._broker.cover((), None)
+        position = self._outside(lambda: self._broker.cover((), (), None))
         with self.lock:
             self._take_all_in()
             if self._windows.epoch is None:
-                self._enter(position.epoch, position.head)
+                self._enter(Life(position.epoch, position.head))
 
     def _take_all_in(self) -> None:
         while self._inbox:
             self._take_in(self._inbox[0])
             self._inbox.popleft()
 
-    def _take_in(self, message: Message | Gap) -> bool:
+    def _take_in(self, message: Delivery) -> bool:
         """Give one message its place here; say whether somebody listens."""
-        if isinstance(message, Gap):
-            return self._tell_gap(message)
+        if not isinstance(message, Message):
+            return self._take_news(message)
         if message.epoch != self._windows.epoch:
-            self._enter(message.epoch, message.seq - 1)
+            self._enter(Life(message.epoch, message.seq - 1))
         if not self._windows.add(message, time.monotonic(), self._pools):
             return False  # delivered again
         if message.key in self._pools if message.key is not None else self._pools:
             self._rounds.outbox.append(message)
             return True
+        return False
+
+    def _take_news(self, news: Gap | History | Life) -> bool:
+        if isinstance(news, Gap):
+            return self._tell_gap(news)
+        if isinstance(news, Life):
+            if not self._windows.live_on(news.epoch, news.earlier):
+                self._enter(news)
+        elif news.epoch == self._windows.epoch:
+            self._windows.complete_with(news.key, news.floor, news.messages, time.monotonic())
         return False
 
     def _tell_gap(self, gap: Gap) -> bool:
@@ -328,16 +351,16 @@ class PoolManager:
             self._rounds.wake_soon(stream)
         return True
 
-    def _enter(self, epoch: str, head: int) -> None:
+    def _enter(self, life: Life) -> None:
         """Begin a log's life; after another one, whoever listens has lost what was between."""
         first = self._windows.epoch is None
-        self._windows.begin(epoch, head)
+        self._windows.begin(life.epoch, life.head, life.earlier)
         if first:
             return
         self._rounds.forget_messages()
         for stream in self._rounds.streams:
             if stream.keys:
-                stream.put_reset(self._reset("epoch", stream.keys), head)
+                stream.put_reset(self._reset("epoch", stream.keys), life.head)
                 self._rounds.wake_soon(stream)
         if self._flusher is not None:
             self._flusher.wake()
@@ -387,16 +410,14 @@ class PoolManager:
             epoch = self._windows.epoch
             wanted = self._windows.incomplete((*stream.keys, None), time.monotonic())
         asked = wanted if last_event_id or self.settings.join_history else []
-        position = self._broker.cover(asked, last_event_id)
+        position = self._outside(lambda: self._broker.cover((*stream.keys, None), asked, last_event_id))
         with self.lock:
             # In one step, so that no event falls between what is replayed and what is offered.
             self._take_all_in()
             if epoch != self._windows.epoch:
                 return False
             if position.epoch == epoch:
-                now = time.monotonic()
-                for key, history in position.histories.items():
-                    self._windows.complete_with(key, history.floor, history.messages, position.head, now)
+                self._windows.reach(position.head)
             stream.put_first([self._preamble, *self._first_frames(stream.keys, last_event_id)])
             stream.cursor = self._windows.head
             self._register(stream, transport)
@@ -622,6 +643,7 @@ class PoolManager:
                 dropped=self._rounds.dropped_count,
                 replayed=self._replayed,
                 resets=self._resets,
+                broker=self._broker.stats(),
             )
 
     def shutdown(self) -> None:

@@ -7,9 +7,10 @@ its lock.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import OrderedDict, deque
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from .event import Message
@@ -30,7 +31,7 @@ class Window:
     ``used``
         the monotonic time of the last publish, or when the last stream of the key left.
     ``born``
-        the number of the newest event of any key when this window was made: what came later was put in as it came.
+        the floor with which this window was made. While nothing has been dropped, that is its floor.
     ``complete``
         whether what the log remembers from before this window was made has been put in.
     """
@@ -65,16 +66,21 @@ class Window:
         self.trim(now)
 
     def complete_with(self, floor: int, messages: Sequence[Message], now: float) -> None:
-        """Put in what the log remembers from before: what is at or below this window's floor."""
+        """Put in what the log remembers from before this window's own messages.
+
+        The two overlap, or meet: what the log remembers goes on to when this window was taking messages already.
+        """
         if self.complete:
             return
         self.complete = True
-        older = [message for message in messages if message.seq <= self.born]
-        if self.floor == self.born:  # else newer events have been dropped already, and older ones are no use
-            self._messages.extendleft(reversed(older))
-            self.floor = min(floor, self.floor)
-        else:
-            older = []
+        if self.floor != self.born:
+            return  # Newer events have been dropped already, so older ones are no use.
+        first = self._messages[0].seq if self._messages else math.inf
+        older = [message for message in messages if message.seq < first]
+        self._messages.extendleft(reversed(older))
+        # A history that was cut short may begin after this window does.
+        self.floor = floor if floor < first else int(first) - 1
+        self.head = max(self.head, self.floor, self._messages[-1].seq if self._messages else 0)
         for message in older:
             if message.own_id:
                 if self._own_ids is None:
@@ -126,11 +132,14 @@ class Windows:
 
     ``epoch``
         the life of the log that they are of, ``None`` before it is known.
+    ``earlier``
+        lives that this one continues, and up to which number.
     ``head``
         the sequence number of the newest event that this process knows of, whatever its key.
 
     A ``size`` of 0 keeps nothing, and every cursor is answered with nothing. With ``fetched`` the history is the
-    log's: there are windows for keys that have, or just had, streams, and they are completed from the log.
+    log's: there are windows for keys that have, or just had, streams, and they are completed from the log; where
+    there is a window, the log delivers every message of its key.
     """
 
     def __init__(self, size: int, ttl: float, *, fetched: bool = False) -> None:
@@ -141,39 +150,55 @@ class Windows:
         self._floor = 0  # the highest floor of the windows that were forgotten
         self._born = 0  # the head when this process learned of the log
         self.epoch: str | None = None
+        self.earlier: Mapping[str, int] = {}
         self.head = 0
 
     def __len__(self) -> int:
         return len(self._windows)
 
-    def begin(self, epoch: str, head: int) -> None:
+    def begin(self, epoch: str, head: int, earlier: Mapping[str, int]) -> None:
         """Begin anew with a log's life, of which nothing up to ``head`` is known."""
         self._windows.clear()
         self.epoch = epoch
+        self.earlier = earlier
         self.head = self._floor = self._born = head
+
+    def live_on(self, epoch: str, earlier: Mapping[str, int]) -> bool:
+        """Go over into a life that continues this one, with everything that is known; say whether it does."""
+        if epoch != self.epoch and (self.epoch is None or earlier.get(self.epoch, -1) < self.head):
+            return False
+        self.epoch, self.earlier = epoch, earlier
+        return True
+
+    def reach(self, head: int) -> None:
+        """Every event up to ``head`` that this process is to know of has been taken in."""
+        self.head = max(self.head, head)
 
     def add(self, message: Message, now: float, in_use: Container[str | None]) -> bool:
         """Take the next message in; ``False`` for one that is known already. ``in_use``: keys that have streams."""
         if message.seq <= self.head:
             return False
         self.head = message.seq
-        if self._size:
-            if not self._fetched or message.key in self._windows:
-                self._window(message.key, now).add(message, now)
+        if self._fetched:
+            window = self._windows.get(message.key)
+            if window is not None:
+                window.add(message, now)
+            self._sweep(now, in_use)
+        elif self._size:
+            self._window(message.key, now).add(message, now)
             self._sweep(now, in_use)
         return True
 
     def incomplete(self, keys: Sequence[str | None], now: float) -> list[str | None]:
         """Make windows for ``keys`` where there are none; give the keys of those that lack what the log remembers."""
-        if not (self._size and self._fetched):
+        if not self._fetched:
             return []
         return [key for key in keys if not self._window(key, now).complete]
 
-    def complete_with(self, key: str | None, floor: int, messages: Sequence[Message], head: int, now: float) -> None:
-        """Put what the log remembered of a key, when its newest event was ``head``, into the key's window."""
+    def complete_with(self, key: str | None, floor: int, messages: Sequence[Message], now: float) -> None:
+        """Put what the log remembered of a key into the key's window."""
         window = self._windows.get(key)
-        # A window that is newer than the memory would have a hole between the two.
-        if window is not None and window.born <= head:
+        if window is not None:
             window.complete_with(floor, messages, now)
 
     def lose(self, key: str | None, seq: int, now: float) -> None:
@@ -184,7 +209,7 @@ class Windows:
 
     def touch(self, key: str, now: float) -> None:
         """A stream of ``key`` begins or ends: from here on, its history is to be kept even if it is empty."""
-        if self._size:
+        if self._size or self._fetched:
             self._window(key, now).used = now
 
     def _window(self, key: str | None, now: float) -> Window:
@@ -194,6 +219,17 @@ class Windows:
             floor = self.head if self._fetched else self._floor
             window = self._windows[key] = Window(self._size, self._ttl, floor=floor, now=now)
         return window
+
+    def forget_idle(self, keys: Sequence[str], now: float, in_use: Container[str | None]) -> list[str]:
+        """Forget the windows of those of ``keys`` that nobody has used for a while; give all that have none."""
+        idle = []
+        for key in keys:
+            window = self._windows.get(key)
+            if key in in_use or (window is not None and now - window.used < _EMPTY_WINDOW_SECONDS):
+                continue
+            self._windows.pop(key, None)
+            idle.append(key)
+        return idle
 
     def _sweep(self, now: float, in_use: Container[str | None]) -> None:
         """Look at two windows, in turn, and forget those that are empty and that nobody has used for a while.
@@ -225,7 +261,7 @@ class Windows:
         """
         windows = self._trimmed(keys, now)
         match = _CURSOR.match(last_event_id)
-        if match is not None and match[1] == self.epoch:
+        if match is not None and self._is_place(match[1], int(match[2])):
             place = int(match[2])
             if place > self.head:
                 return Replay([], "unknown", tuple(keys))
@@ -240,6 +276,9 @@ class Windows:
         if lost:
             return Replay([], "history", lost)
         return Replay(_in_order([window.after(place) for window in windows]))
+
+    def _is_place(self, epoch: str, seq: int) -> bool:
+        return epoch == self.epoch or seq <= self.earlier.get(epoch, -1)
 
     def _floor_of(self, key: str | None) -> int:
         window = self._windows.get(key)

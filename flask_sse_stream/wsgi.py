@@ -10,7 +10,6 @@ import fnmatch
 import functools
 import inspect
 import logging
-import sys
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -20,8 +19,8 @@ from .event import END_ID
 from .pools import PoolManager
 from .settings import Settings
 from .stream import CloseReason, Stream
-from .transports.base import Runtime
-from .transports.iterator import Body, IteratorTransport, ThreadRuntime
+from .transports.base import current_runtime
+from .transports.iterator import Body, IteratorTransport
 from .transports.servers import client_socket, cut, tune
 
 __all__ = [
@@ -113,7 +112,7 @@ def respond(
         start_response("200 OK", head)
         return []
 
-    runtime = _runtime()
+    runtime = current_runtime()
     waiter = runtime.waiter()
     client = client_socket(environ)
     transport = IteratorTransport(waiter, functools.partial(cut, client) if client is not None else None)
@@ -168,16 +167,6 @@ class SSEMiddleware:
         if environ.get("PATH_INFO", "") == self._path:
             return respond(self.manager, environ, start_response)
         return self.application(environ, start_response)
-
-
-def _runtime() -> Runtime:
-    # Where nobody has imported gevent, no server of gevent's has called us.
-    if "gevent" in sys.modules:
-        from .transports.gevent import GeventRuntime, in_gevent
-
-        if in_gevent():
-            return GeventRuntime()
-    return ThreadRuntime()
 
 
 # What feeds a stream of one request

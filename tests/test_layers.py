@@ -17,8 +17,9 @@ PACKAGE = Path(flask_sse_stream.__file__).parent
 LAYERS: list[set[str]] = [
     {"errors"},
     {"event", "settings"},
-    {"window", "transports.base", "brokers.base", "brokers.listener"},
-    {"stream", "brokers.memory", "brokers.sqlite", "brokers.redis"},
+    {"window", "transports.base", "brokers.base"},
+    {"stream", "brokers.memory", "brokers.listener"},
+    {"brokers.sqlite", "brokers.redis"},
     {"rounds"},
     {"pools"},
     {"transports.iterator", "transports.gevent", "transports.servers"},

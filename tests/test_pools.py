@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 from fakes import Clock, House, RecordingTransport
@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from support import wait_for
 
-from flask_sse_stream.brokers.base import History, Position
+from flask_sse_stream.brokers.base import BrokerStats, Deliver, History, Idle, Position, never_idle
 from flask_sse_stream.brokers.memory import MemoryBroker
 from flask_sse_stream.errors import EventError, SettingsError, StreamsFull
-from flask_sse_stream.event import Event, EventDecoder, Gap, Message
+from flask_sse_stream.event import Event, EventDecoder, Message
 from flask_sse_stream.pools import MAX_KEYS, PoolManager, check_key
 from flask_sse_stream.settings import Settings
 from flask_sse_stream.stream import CloseReason, Stream
@@ -565,22 +565,28 @@ class TurningLog:
         self.asked = 0
         self.log = [Message("k", "new", seq, Event(str(seq)).encode(), time.monotonic()) for seq in range(1, 6)]
 
-    def start(self, deliver: Callable[[Message | Gap], None]) -> None:
+    def start(self, deliver: Deliver, idle: Idle = never_idle) -> None:
         self.deliver = deliver
 
     def publish(self, key: str | None, body: bytes) -> str:
         raise NotImplementedError
 
-    def cover(self, keys: Sequence[str | None], after: str | None) -> Position:
+    def cover(self, keys: Sequence[str | None], fetch: Sequence[str | None], after: str | None) -> Position:
         self.asked += 1
         if self.asked == 1:
             return Position("old", 7)
         if self.asked == 2:
+            for key in fetch:
+                self.deliver(History(key, "old", 0, []))
             for message in self.log:
                 self.deliver(message)
-            return Position("old", 7, {key: History(0, []) for key in keys})
-        mine = {key: History(0, [m for m in self.log if m.key == key]) for key in keys}
-        return Position("new", 5, mine)
+            return Position("old", 7)
+        for key in fetch:
+            self.deliver(History(key, "new", 0, [m for m in self.log if m.key == key]))
+        return Position("new", 5)
+
+    def stats(self) -> BrokerStats:
+        return BrokerStats()
 
     def close(self) -> None:
         pass

@@ -109,7 +109,7 @@ def test_a_window_never_holds_more_than_its_size(size: int) -> None:
 
 def windows(**options: float) -> Windows:
     made = Windows(int(options.get("size", 10)), options.get("ttl", 60.0))
-    made.begin("ep", 0)
+    made.begin("ep", 0, {})
     return made
 
 
@@ -174,7 +174,7 @@ def test_without_a_size_nothing_is_kept() -> None:
 def test_a_log_that_begins_anew_leaves_nothing_of_the_old_one() -> None:
     some = windows()
     put(some, "a", 1)
-    some.begin("new", 7)
+    some.begin("new", 7, {})
     assert (some.epoch, some.head, len(some)) == ("new", 7, 0)
     assert some.replay(["a"], "new-6", 0.0) == Replay([], "history", ("a",))
     assert some.replay(["a"], "new-7", 0.0) == Replay([])
@@ -182,7 +182,7 @@ def test_a_log_that_begins_anew_leaves_nothing_of_the_old_one() -> None:
 
 def test_of_a_log_that_is_fetched_nothing_is_taken_for_complete_before_it_was_asked() -> None:
     some = Windows(10, 60.0, fetched=True)
-    some.begin("ep", 3)
+    some.begin("ep", 3, {})
     for seq in (4, 5):
         put(some, "a", seq)  # nobody listens to it here, so nothing keeps it
     assert some.replay(["a"], "ep-3", 0.0) == Replay([], "history", ("a",))
@@ -191,20 +191,62 @@ def test_of_a_log_that_is_fetched_nothing_is_taken_for_complete_before_it_was_as
 
 def test_a_window_is_completed_with_what_was_before_it_and_not_with_what_came_since() -> None:
     some = Windows(10, 60.0, fetched=True)
-    some.begin("ep", 3)
+    some.begin("ep", 3, {})
     assert some.incomplete(["a", None], 0.0) == ["a", None]
     since = put(some, "a", 4)
     before = [Message("a", "ep", seq, b"data: x\n\n", 0.0) for seq in (2, 3)]
-    some.complete_with("a", 1, [*before, since], 4, 0.0)
-    some.complete_with(None, 0, [], 4, 0.0)
+    some.complete_with("a", 1, [*before, since], 0.0)
+    some.complete_with(None, 0, [], 0.0)
     assert some.incomplete(["a", None], 0.0) == []
     assert some.replay(["a"], "ep-1", 0.0) == Replay([*before, since])
     assert some.replay(["a"], "ep-0", 0.0) == Replay([], "history", ("a",))
 
 
-def test_a_window_that_is_newer_than_what_the_log_said_is_not_completed_with_it() -> None:
+def test_a_window_is_completed_with_what_was_published_between_its_making_and_its_first_message() -> None:
     some = Windows(10, 60.0, fetched=True)
-    some.begin("ep", 5)
+    some.begin("ep", 3, {})
     some.incomplete(["a", None], 0.0)
-    some.complete_with("a", 0, [], 4, 0.0)
-    assert some.incomplete(["a"], 0.0) == ["a"]
+    some.reach(9)  # a log that delivers what it is asked for alone: 5 and 6 were before it was asked
+    live = put(some, "a", 10)
+    earlier = [Message("a", "ep", seq, b"data: x\n\n", 0.0) for seq in (2, 5, 6)]
+    some.complete_with("a", 0, [*earlier, live], 0.0)
+    some.complete_with(None, 0, [], 0.0)
+    assert some.replay(["a"], "ep-2", 0.0) == Replay([*earlier[1:], live])
+
+
+def test_a_history_that_was_cut_short_after_a_window_began_leaves_no_hole() -> None:
+    some = Windows(10, 60.0, fetched=True)
+    some.begin("ep", 3, {})
+    some.incomplete(["a", None], 0.0)
+    live = [put(some, "a", seq) for seq in (5, 6, 7)]
+    some.complete_with("a", 6, [live[-1]], 0.0)
+    some.complete_with(None, 0, [], 0.0)
+    assert some.replay(["a"], "ep-4", 0.0) == Replay(live)
+    assert some.replay(["a"], "ep-3", 0.0) == Replay([], "history", ("a",))
+
+
+def test_a_life_that_continues_another_keeps_its_events_and_its_ids() -> None:
+    some = windows()
+    message = put(some, "a", 1)
+    assert some.live_on("next", {"ep": 1})
+    assert some.replay(["a"], "ep-0", 0.0) == some.replay(["a"], "next-0", 0.0) == Replay([message])
+    assert some.replay(["a"], "ep-2", 0.0) == Replay([], "epoch", ("a",))
+
+
+def test_a_life_that_lost_the_latest_events_of_another_does_not_continue_it() -> None:
+    some = windows()
+    put(some, "a", 1)
+    put(some, "a", 2)
+    assert not some.live_on("next", {"ep": 1})
+    assert not some.live_on("foreign", {})
+    assert some.live_on("ep", {})
+
+
+def test_an_idle_key_is_forgotten_when_nobody_has_used_it_for_a_minute() -> None:
+    some = Windows(10, 60.0, fetched=True)
+    some.begin("ep", 0, {})
+    some.incomplete(["used", "quiet", "listened to"], 0.0)
+    some.touch("used", 50.0)
+    keys = ["used", "quiet", "listened to", "never asked for"]
+    assert some.forget_idle(keys, 70.0, {"listened to"}) == ["quiet", "never asked for"]
+    assert len(some) == 2

@@ -550,7 +550,7 @@ def test_a_stream_of_one_request_that_is_refused_closes_its_source(
 @pytest.mark.parametrize(("when_full", "status"), [("retry", 200), ("503", 503)])
 def test_a_broker_that_fails_is_answered_as_a_full_house(when_full: str, status: int, make_site: MakeSite) -> None:
     class Failing(MemoryBroker):
-        def cover(self, keys: Any, after: Any) -> Any:
+        def cover(self, keys: Any, fetch: Any, after: Any) -> Any:
             raise BrokerError("no broker today")
 
     site = make_site(broker=Failing, when_full=when_full)

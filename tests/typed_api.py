@@ -26,8 +26,8 @@ from flask_sse_stream import (
     StreamClosed,
     StreamsFull,
 )
-from flask_sse_stream.brokers.base import Broker, Position
-from flask_sse_stream.event import Gap, Message
+from flask_sse_stream.brokers.base import Broker, BrokerStats, Deliver, Idle, Position, never_idle
+from flask_sse_stream.event import Message
 from flask_sse_stream.extension import (
     EventStreamResponse,
     event_published,
@@ -231,14 +231,17 @@ class OwnBroker:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
-    def start(self, deliver: Callable[[Message | Gap], None]) -> None:
+    def start(self, deliver: Deliver, idle: Idle = never_idle) -> None:
         deliver(Message("key", "epoch", 1, b"data: x\n\n", 0.0))
 
     def publish(self, key: str | None, body: bytes) -> str:
         return "epoch-1"
 
-    def cover(self, keys: Sequence[str | None], after: str | None) -> Position:
+    def cover(self, keys: Sequence[str | None], fetch: Sequence[str | None], after: str | None) -> Position:
         return Position(epoch="epoch", head=1)
+
+    def stats(self) -> BrokerStats:
+        return BrokerStats(up=True)
 
     def close(self) -> None: ...
 

@@ -1,7 +1,7 @@
-"""What a broker promises, and how one is found by its URL.
+"""What a broker promises, what it delivers, and how one is found by its URL.
 
 A broker orders events, remembers them and carries them between processes. It knows keys, bodies and its own
-store; it never sees a stream or a socket. The pool manager is its only caller, from any thread.
+store; it never sees a stream or a socket of a client's. The pool manager is its only caller, from any thread.
 """
 
 from __future__ import annotations
@@ -11,43 +11,112 @@ from importlib import import_module
 from typing import Final, NamedTuple, Protocol
 
 from ..errors import SettingsError
-from ..event import Gap, Message
+from ..event import Message
 from ..settings import Settings
 
-__all__ = ["Broker", "History", "Position", "broker_from_url"]
+__all__ = [
+    "Broker",
+    "BrokerStats",
+    "Deliver",
+    "Delivery",
+    "Gap",
+    "History",
+    "Idle",
+    "Life",
+    "Position",
+    "broker_from_url",
+    "never_idle",
+]
+
+
+class Gap(NamedTuple):
+    """Events of ``key`` (``None``: of what went to all) up to ``seq`` were lost on the way to this process."""
+
+    key: str | None
+    epoch: str
+    seq: int
 
 
 class History(NamedTuple):
-    """What a log remembers of one key: every event after ``floor``, oldest first."""
+    """What the log remembers of one key: every event after ``floor``, oldest first, up to this delivery's place."""
 
+    key: str | None
+    epoch: str
     floor: int
     messages: Sequence[Message]
 
 
-class Position(NamedTuple):
-    """A place in a log: ``epoch`` names its life, ``head`` is the sequence number of its newest event (0: none)."""
+class Life(NamedTuple):
+    """The log has this life now, and its newest event is ``head``.
+
+    ``earlier``
+        lives that this one continues, and the number of the last event that it took over from each. A life that is
+        not named here is lost to it, and so is what an earlier one had beyond that number.
+    """
 
     epoch: str
     head: int
-    histories: Mapping[str | None, History] = {}
+    earlier: Mapping[str, int] = {}
+
+
+Delivery = Message | Gap | History | Life
+Deliver = Callable[[Delivery], None]
+Idle = Callable[[Sequence[str]], Sequence[str]]
+
+
+def never_idle(keys: Sequence[str]) -> Sequence[str]:  # noqa: ARG001  its type is what it is for
+    """Say that every key is needed."""
+    return ()
+
+
+class Position(NamedTuple):
+    """A place in a log: ``epoch`` names its life, ``head`` is a sequence number (0: before the first event)."""
+
+    epoch: str
+    head: int
+
+
+class BrokerStats(NamedTuple):
+    """How a process is connected to its log. The numbers only ever grow.
+
+    ``up``
+        whether live events reach this process, as far as it knows. Before the first stream nobody looks.
+    ``reconnects``
+        how often the listening connection was made anew.
+    ``gaps``
+        how often events of a key were lost on the way here, so that its streams were told.
+    ``skipped``
+        messages that were no events: somebody else's, or broken.
+    ``error``
+        why it is not up, or was not when it last was not.
+    """
+
+    up: bool = True
+    reconnects: int = 0
+    gaps: int = 0
+    skipped: int = 0
+    error: str = ""
 
 
 class Broker(Protocol):
-    """Four methods. All may be called from any thread or greenlet; none is called before :meth:`start`.
+    """May be called from any thread or greenlet; nothing but :meth:`close` is called before :meth:`start`.
 
     ``remembers``
         whether the log is kept outside this process. If not, the windows are the history: they are kept for every
-        key, and nothing needs to be fetched for them.
+        key, and nothing needs to be fetched for them. If it is, a call may wait, at most ``SSE_BROKER_TIMEOUT``.
     """
 
     remembers: bool
 
-    def start(self, deliver: Callable[[Message | Gap], None]) -> None:
+    def start(self, deliver: Deliver, idle: Idle = never_idle) -> None:
         """Remember where messages go. Opens nothing: resources begin with the first publish or cover.
 
-        ``deliver`` takes the messages of one epoch in the order of their sequence numbers; it never blocks and
-        never raises. A repeated message is harmless. A message of another epoch says that the log began anew. A
-        :class:`~flask_sse_stream.event.Gap` says that events of a key were lost on the way to this process.
+        ``deliver`` takes the messages of one life in the order of their sequence numbers; it never blocks and
+        never raises. A repeated message is harmless. A message of another epoch says that the log began anew, as
+        a :class:`Life` does.
+
+        ``idle`` takes keys and gives back those that nobody has needed for a while: the broker may stop delivering
+        them from that moment on, until they are covered again.
         """
 
     def publish(self, key: str | None, body: bytes) -> str:
@@ -57,18 +126,25 @@ class Broker(Protocol):
         ``SSE_BROKER_TIMEOUT`` where a store is asked, if the event may not have been taken.
         """
 
-    def cover(self, keys: Sequence[str | None], after: str | None) -> Position:
-        """Give the log's position and what it remembers of ``keys``, which a client with the id ``after`` needs.
+    def cover(self, keys: Sequence[str | None], fetch: Sequence[str | None], after: str | None) -> Position:
+        """Begin to deliver ``keys``, deliver the :class:`History` of those in ``fetch``, and say where that was.
 
-        ``after`` comes from a client and may be anything. On return every message up to the position's head that
-        this process had not yet been delivered has been, and every later one will be.
+        ``after`` is the id that a client came with, and may be anything. On return every message of ``keys`` up to
+        the position has been delivered, and every later one will be; and if ``after`` was given out by this log,
+        it is not beyond the position. A broker whose windows are the history need not fetch.
         """
+
+    def stats(self) -> BrokerStats:
+        """Say how this process is connected to the log."""
 
     def close(self) -> None:
         """Let go of every resource. May be called twice."""
 
 
-_BROKERS: Final = {"memory": ("memory", "MemoryBroker"), "sqlite": ("sqlite", "SQLiteBroker")}
+_BROKERS: Final = {
+    "memory": ("memory", "MemoryBroker"),
+    "sqlite": ("sqlite", "SQLiteBroker"),
+}
 
 
 def broker_from_url(settings: Settings) -> Broker:

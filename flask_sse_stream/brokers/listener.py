@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from ..errors import BrokerError
-from ..event import Gap, Message
+from ..event import Message
+from .base import Delivery, Gap
 
 __all__ = ["LOOK_SECONDS", "READ_EVENTS", "Listener", "Log", "wake_all"]
 
@@ -43,7 +44,7 @@ class Log(Protocol):
     def inode(self) -> int:
         """Say which file the log is in, so that one that was put in its place is noticed."""
 
-    def deliver(self, message: Message | Gap) -> None:
+    def deliver(self, delivery: Delivery) -> None:
         """Take a message."""
 
 
@@ -85,7 +86,9 @@ class Listener:
         self._head = head
         self._told: dict[str | None, int] = {}
         self._turn = threading.Lock()
-        self._stopped = self._broken = False
+        self._stopped = False
+        self.broken = ""  # why the log cannot be read
+        self.gaps = 0
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._wake_directory = wake_directory
         self._path = os.path.join(wake_directory, self._name)
@@ -139,13 +142,13 @@ class Listener:
         try:
             self.catch_up(log)
         except BrokerError as error:
-            if not self._broken and not self._stopped:
+            if not self.broken and not self._stopped:
                 logger.error("live events wait until the log can be read: %s", error)
-            self._broken = True
+            self.broken = str(error)
         else:
-            if self._broken:
+            if self.broken:
                 logger.warning("the log can be read again")
-            self._broken = False
+            self.broken = ""
         return not self._stopped
 
     def catch_up(self, log: Log) -> None:
@@ -189,6 +192,7 @@ class Listener:
             # An event of this key above our head was deleted before we came to read it.
             if floor > self._told.get(key, 0):
                 self._told[key] = floor
+                self.gaps += 1
                 log.deliver(Gap(key, epoch, floor))
         for message in messages:
             log.deliver(message)

@@ -12,11 +12,11 @@ import itertools
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from ..event import Gap, Message
+from ..event import Message
 from ..settings import Settings
-from .base import Position
+from .base import BrokerStats, Deliver, Idle, Position, never_idle
 
 __all__ = ["MemoryBroker"]
 
@@ -43,9 +43,9 @@ class MemoryBroker:
         self._pending: deque[tuple[_Entry, int]] = deque()
         self._turn: deque[None] = deque([None])  # who pops it may deliver; who cannot, need not
         self._head = 0
-        self._deliver: Callable[[Message | Gap], None]
+        self._deliver: Deliver
 
-    def start(self, deliver: Callable[[Message | Gap], None]) -> None:
+    def start(self, deliver: Deliver, idle: Idle = never_idle) -> None:
         """Remember where messages go."""
         self._deliver = deliver
 
@@ -64,9 +64,13 @@ class MemoryBroker:
                     return self._message(entry, seq).id
         return message.id
 
-    def cover(self, keys: Sequence[str | None], after: str | None) -> Position:
+    def cover(self, keys: Sequence[str | None], fetch: Sequence[str | None], after: str | None) -> Position:
         """Give the position; the windows hold all that there is."""
         return Position(self._epoch, self._head)
+
+    def stats(self) -> BrokerStats:
+        """There is nothing that it could lose touch with."""
+        return BrokerStats()
 
     def close(self) -> None:
         """There is nothing to let go of."""
@@ -84,8 +88,8 @@ class MemoryBroker:
                 while self._pending:
                     entry, seq = self._pending[0]
                     entry.message = self._message(entry, seq)
-                    self._head = seq
                     self._deliver(entry.message)
+                    self._head = seq  # what cover() gives has been delivered
                     # Last: interrupted by an exception before this, it is delivered again, which is harmless.
                     self._pending.popleft()
             finally:

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import BrokerError, SettingsError
-from ..event import Gap, Message
+from ..event import Message
 from ..settings import Settings
-from .base import History, Position
+from .base import BrokerStats, Deliver, Delivery, History, Idle, Position, never_idle
 from .listener import LOOK_SECONDS, READ_EVENTS, Listener, wake_all
 
 __all__ = ["SQLiteBroker"]
@@ -90,7 +90,7 @@ class SQLiteBroker:
         self._size = settings.history_size
         self._ttl = settings.history_ttl
         self._timeout = settings.broker_timeout
-        self._deliver: Callable[[Message | Gap], None]
+        self._deliver: Deliver
         self._free: deque[tuple[int, sqlite3.Connection]] = deque()
         self._starting = threading.Lock()
         self._listener: Listener | None = None
@@ -98,8 +98,8 @@ class SQLiteBroker:
         self._boot = ""
         weakref.finalize(self, _close_all, self._free)
 
-    def start(self, deliver: Callable[[Message | Gap], None]) -> None:
-        """Remember where messages go."""
+    def start(self, deliver: Deliver, idle: Idle = never_idle) -> None:
+        """Remember where messages go. Every key is delivered, whether it is needed or not."""
         self._deliver = deliver
 
     def publish(self, key: str | None, body: bytes) -> str:
@@ -118,8 +118,8 @@ class SQLiteBroker:
         wake_all(self._wake_directory)
         return Message(key, epoch, seq, body, 0.0).id
 
-    def cover(self, keys: Sequence[str | None], after: str | None) -> Position:
-        """Read what the log remembers of ``keys``; from the first call on, listen."""
+    def cover(self, keys: Sequence[str | None], fetch: Sequence[str | None], after: str | None) -> Position:
+        """Read what the log remembers of ``fetch``; from the first call on, listen."""
         with self._starting:
             if self._listener is None:
                 with self._transaction() as connection:
@@ -127,10 +127,18 @@ class SQLiteBroker:
                 self._listener = Listener(self, self._wake_directory, epoch, head)
         with self._reading() as connection:
             epoch, head = self._position(connection)
-            histories = {key: self._history(connection, key, epoch) for key in keys}
+            histories = [self._history(connection, key, epoch) for key in fetch]
         # A client may come from a process that is ahead of this one by what the listener has yet to read.
         self._listener.catch_up(self)
-        return Position(epoch, head, histories)
+        for history in histories:
+            self._deliver(history)
+        return Position(epoch, head)
+
+    def stats(self) -> BrokerStats:
+        """Say whether the log can be read."""
+        if self._listener is None:
+            return BrokerStats()
+        return BrokerStats(up=not self._listener.broken, gaps=self._listener.gaps, error=self._listener.broken)
 
     def close(self) -> None:
         """End the listener and close every connection."""
@@ -185,7 +193,7 @@ class SQLiteBroker:
         kept = [row for row in rows[: self._size] if row[2] >= oldest]
         if len(kept) < len(rows):
             floor = max(floor, int(rows[len(kept)][0]))
-        return History(floor, [self._message(epoch, row) for row in reversed(kept)])
+        return History(key, epoch, floor, [self._message(epoch, row) for row in reversed(kept)])
 
     def _message(self, epoch: str, row: tuple[int, str, float, bytes]) -> Message:
         seq, name, created, body = row
@@ -370,9 +378,9 @@ class SQLiteBroker:
         """Which file the log is; 0: none. For the listener."""
         return _inode(self._path)
 
-    def deliver(self, message: Message | Gap) -> None:
+    def deliver(self, delivery: Delivery) -> None:
         """Hand a message on. For the listener."""
-        self._deliver(message)
+        self._deliver(delivery)
 
 
 def _close_all(connections: deque[tuple[int, sqlite3.Connection]]) -> None:

@@ -7,10 +7,14 @@ streams call these protocols and never ask which one they have.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import sys
+from collections.abc import Callable, Hashable
+from importlib import import_module
+from typing import Protocol, TypeVar
 
-__all__ = ["Flusher", "Runtime", "Task", "Transport", "Waiter"]
+__all__ = ["Flusher", "Runtime", "Task", "Transport", "Waiter", "current_runtime"]
+
+T = TypeVar("T")
 
 
 class Transport(Protocol):
@@ -68,3 +72,22 @@ class Runtime(Protocol):
 
     def start_flusher(self, flush: Callable[[], float | None]) -> Flusher:
         """Call ``flush`` again after as many seconds as it returns (0: after others had their turn), or when woken."""
+
+    def outside(self, function: Callable[[], T]) -> T:
+        """Call ``function``, which blocks its thread, so that nobody but the caller waits for it; give its result."""
+
+    def home(self) -> Hashable:
+        """Name the place whose sockets the caller may use: those of another one would wait in the wrong loop."""
+
+
+def current_runtime() -> Runtime:
+    """Give the runtime of the code that calls."""
+    # By name, since implementations are above their protocols. Where nobody has imported gevent, no server of
+    # gevent's has called us.
+    if sys.modules.get("gevent") is not None:
+        runtimes = import_module("flask_sse_stream.transports.gevent")
+        if runtimes.in_gevent():
+            runtime: Runtime = runtimes.GeventRuntime()
+            return runtime
+    threads: Runtime = import_module("flask_sse_stream.transports.iterator").ThreadRuntime()
+    return threads

@@ -15,18 +15,21 @@ import sys
 import weakref
 from _thread import get_ident
 from collections import deque
-from collections.abc import Callable
-from typing import Any, ClassVar, Final
+from collections.abc import Callable, Hashable
+from typing import Any, ClassVar, Final, TypeVar
 
 import gevent
 from gevent.event import Event as GreenletEvent
 from gevent.hub import Hub, get_hub
 
+from ..errors import BrokerError
 from .base import Flusher, Task, Waiter
 
 __all__ = ["GeventRuntime", "in_gevent"]
 
 logger = logging.getLogger("flask_sse_stream")
+
+T = TypeVar("T")
 
 _BATCH: Final = 256  # calls of one drain; more would keep the loop from its sockets
 
@@ -204,3 +207,36 @@ class GeventRuntime:
     def start_flusher(self, flush: Callable[[], float | None]) -> Flusher:
         """Start the flusher's greenlet."""
         return GeventFlusher(flush)
+
+    def outside(self, function: Callable[[], T]) -> T:
+        """Call it here where sockets are gevent's own, else in a thread of the hub's pool, and wait as a greenlet.
+
+        Raises :class:`BrokerError` in a callback of the hub, which may not wait, where sockets are gevent's own.
+        """
+        if _sockets_are_patched():
+            if gevent.getcurrent() is get_hub():
+                raise BrokerError("this has to wait, which a callback of the hub cannot: spawn a greenlet for it")
+            return function()
+        results: list[T] = []
+        error = get_hub().threadpool.apply(_call_into, (function, results))
+        if error is not None:
+            raise error
+        return results[0]
+
+    def home(self) -> Hashable:
+        """Sockets of gevent's belong to the hub of one thread; others may be used by any."""
+        return id(get_hub()) if _sockets_are_patched() else None
+
+
+def _sockets_are_patched() -> bool:
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("socket"))
+
+
+def _call_into(function: Callable[[], T], results: list[T]) -> BaseException | None:
+    # gevent prints the traceback of what a pool's thread raises, although it is raised in the caller as well.
+    try:
+        results.append(function())
+    except BaseException as error:
+        return error
+    return None

@@ -11,12 +11,15 @@ import contextvars
 import threading
 import time
 from _queue import Empty, SimpleQueue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from typing import TypeVar
 
 from ..stream import CloseReason, Stream
 from .base import Flusher, Task, Waiter
 
 __all__ = ["Body", "IteratorTransport", "ThreadRuntime", "ThreadWaiter"]
+
+T = TypeVar("T")
 
 
 class IteratorTransport:
@@ -174,3 +177,11 @@ class ThreadRuntime:
     def start_flusher(self, flush: Callable[[], float | None]) -> Flusher:
         """Start the flusher's thread."""
         return ThreadFlusher(flush)
+
+    def outside(self, function: Callable[[], T]) -> T:
+        """Call it: other threads go on."""
+        return function()
+
+    def home(self) -> Hashable:
+        """A socket may be used by any thread."""
+        return None

@@ -21,7 +21,7 @@ def test_it_is_what_the_default_url_names() -> None:
 
 
 def test_each_log_has_an_epoch_of_its_own() -> None:
-    assert MemoryBroker(Settings()).cover([], None).epoch != MemoryBroker(Settings()).cover([], None).epoch
+    assert MemoryBroker(Settings()).cover([], [], None).epoch != MemoryBroker(Settings()).cover([], [], None).epoch
 
 
 def test_an_event_has_been_delivered_when_publish_returns() -> None:

@@ -20,10 +20,10 @@ import pytest
 from contracts.broker import BrokerContract, body, place
 from support import ROOT, wait_for
 
-from flask_sse_stream.brokers.base import Broker, broker_from_url
+from flask_sse_stream.brokers.base import Broker, Delivery, Gap, History, Position, broker_from_url
 from flask_sse_stream.brokers.sqlite import SQLiteBroker
 from flask_sse_stream.errors import BrokerError, SettingsError
-from flask_sse_stream.event import Gap, Message
+from flask_sse_stream.event import Message
 from flask_sse_stream.settings import Settings
 
 
@@ -46,10 +46,10 @@ class Log:
         self.path = path / "log.db"
         self.brokers: list[SQLiteBroker] = []
 
-    def broker(self, **options: Any) -> tuple[SQLiteBroker, list[Message | Gap]]:
+    def broker(self, **options: Any) -> tuple[SQLiteBroker, list[Delivery]]:
         broker = SQLiteBroker(Settings(broker_url=f"sqlite:///{self.path}", **options))
         self.brokers.append(broker)
-        delivered: list[Message | Gap] = []
+        delivered: list[Delivery] = []
         broker.start(delivered.append)
         return broker, delivered
 
@@ -62,8 +62,16 @@ def log(tmp_path: Path) -> Iterator[Log]:
         broker.close()
 
 
-def ids(delivered: list[Message | Gap]) -> list[str]:
-    return [item.id if isinstance(item, Message) else "gap" for item in delivered]
+def ids(delivered: list[Delivery]) -> list[str]:
+    return [item.id if isinstance(item, Message) else "gap" for item in delivered if not isinstance(item, History)]
+
+
+def fetch(
+    broker: SQLiteBroker, delivered: list[Delivery], key: str, after: str | None = None
+) -> tuple[Position, History]:
+    position = broker.cover([key], [key], after)
+    [history] = [item for item in delivered if isinstance(item, History) and item.key == key][-1:]
+    return position, history
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite://log.db", "sqlite:///dir/"])
@@ -86,7 +94,7 @@ def test_publishing_alone_starts_no_thread(log: Log) -> None:
 
 def test_an_event_reaches_every_listener_once_whoever_published_it(log: Log) -> None:
     (one, to_one), (two, to_two), (publisher, _) = log.broker(), log.broker(), log.broker()
-    one.cover([], None), two.cover([], None)
+    one.cover([], [], None), two.cover([], [], None)
     published = [broker.publish("a", body("x")) for broker in (one, two, publisher) * 20]
     for delivered in (to_one, to_two):
         wait_for(lambda delivered=delivered: len(delivered) >= 60, "all are delivered")  # type: ignore[misc]
@@ -95,7 +103,7 @@ def test_an_event_reaches_every_listener_once_whoever_published_it(log: Log) -> 
 
 def test_namespaces_of_one_file_know_nothing_of_each_other(log: Log) -> None:
     (one, to_one), (other, to_other) = log.broker(namespace="one"), log.broker(namespace="other")
-    one.cover([], None), other.cover([], None)
+    one.cover([], [], None), other.cover([], [], None)
     first, second = one.publish("a", body("x")), other.publish("a", body("y"))
     wait_for(lambda: to_one and to_other, "both are delivered")
     assert (ids(to_one), ids(to_other)) == ([first], [second])
@@ -106,9 +114,9 @@ def test_the_log_survives_the_end_of_every_process(log: Log) -> None:
     broker, _ = log.broker()
     published = [broker.publish("a", body(str(number))) for number in range(3)]
     broker.close()
-    again, _ = log.broker()
-    position = again.cover(["a"], published[0])
-    assert [message.id for message in position.histories["a"].messages] == published
+    again, delivered = log.broker()
+    position, history = fetch(again, delivered, "a", published[0])
+    assert [message.id for message in history.messages] == published
     assert place(again.publish("a", body("x"))) == (position.epoch, position.head + 1)
 
 
@@ -117,15 +125,15 @@ def test_after_the_machine_was_started_anew_the_log_has_another_life(log: Log, m
     old = broker.publish("a", body("x"))
     broker.close()
     monkeypatch.setattr("flask_sse_stream.brokers.sqlite._boot_id", lambda: "another boot")
-    again, _ = log.broker()
+    again, delivered = log.broker()
     new = again.publish("a", body("y"))
     assert place(new)[0] != place(old)[0]
-    assert [message.id for message in again.cover(["a"], None).histories["a"].messages] == [new]
+    assert [message.id for message in fetch(again, delivered, "a")[1].messages] == [new]
 
 
 def test_a_database_that_was_deleted_is_a_new_log_and_listeners_learn_it(log: Log) -> None:
     (listener, delivered), (publisher, _) = log.broker(), log.broker()
-    listener.cover([], None)
+    listener.cover([], [], None)
     old = publisher.publish("a", body("x"))
     wait_for(lambda: delivered, "it is delivered")
     for path in log.path.parent.glob("log.db*"):
@@ -139,7 +147,7 @@ def test_a_database_that_was_deleted_is_a_new_log_and_listeners_learn_it(log: Lo
 
 def test_what_a_listener_could_not_read_before_it_was_trimmed_is_told_as_a_gap(log: Log) -> None:
     (listener, delivered), (publisher, _) = log.broker(history_size=5), log.broker(history_size=5)
-    listener.cover([], None)
+    listener.cover([], [], None)
     assert listener._listener is not None
     listener._listener._read = lambda broker: False  # type: ignore[method-assign]  # it is being held up
     for number in range(1200):
@@ -169,21 +177,21 @@ def test_the_file_does_not_grow_without_end(log: Log) -> None:
 
 
 def test_events_that_are_too_old_are_not_remembered(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    broker, _ = log.broker(history_ttl=100.0)
+    broker, delivered = log.broker(history_ttl=100.0)
     old = broker.publish("a", body("x"))
     now = time.time()
     monkeypatch.setattr("flask_sse_stream.brokers.sqlite.time.time", lambda: now + 150)
     new = broker.publish("a", body("y"))
-    history = broker.cover(["a"], old).histories["a"]
+    history = fetch(broker, delivered, "a", old)[1]
     assert (history.floor, [message.id for message in history.messages]) == (place(old)[1], [new])
 
 
 def test_what_another_process_has_seen_is_delivered_before_cover_returns(log: Log) -> None:
     (listener, delivered), (publisher, _) = log.broker(), log.broker()
-    listener.cover([], None)
+    listener.cover([], [], None)
     for number in range(300):
         identifier = publisher.publish("a", body(str(number)))
-        assert listener.cover(["a"], identifier)[:2] == place(identifier)
+        assert listener.cover(["a"], [], identifier) == place(identifier)
         assert ids(delivered)[-1] == identifier
 
 
@@ -194,14 +202,14 @@ def test_an_older_copy_that_is_put_back_is_a_new_log_and_listeners_learn_it(log:
     copy = tmp_path / "copy"
     copy.write_bytes(log.path.read_bytes())
     (listener, delivered), (publisher, _) = log.broker(), log.broker()
-    listener.cover([], None)
+    listener.cover([], [], None)
     old = [publisher.publish("a", body("2")), publisher.publish("a", body("3"))]
     wait_for(lambda: ids(delivered) == old, "they are delivered")
     for path in log.path.parent.glob("log.db*"):
         if path.is_file():
             path.unlink()
     copy.rename(log.path)
-    wait_for(lambda: listener.cover([], None).epoch != place(old[0])[0], "the log has another life")
+    wait_for(lambda: listener.cover([], [], None).epoch != place(old[0])[0], "the log has another life")
     new = publisher.publish("a", body("4"))
     wait_for(lambda: ids(delivered)[-1] == new, "it is delivered")
     assert place(new)[0] != place(old[0])[0]
@@ -209,7 +217,7 @@ def test_an_older_copy_that_is_put_back_is_a_new_log_and_listeners_learn_it(log:
 
 def test_a_wake_directory_that_was_removed_is_made_again(log: Log) -> None:
     (listener, delivered), (publisher, _) = log.broker(), log.broker()
-    listener.cover([], None)
+    listener.cover([], [], None)
     wake = Path(f"{log.path}.wake")
     [own] = wake.iterdir()
     shutil.rmtree(wake)
@@ -220,7 +228,7 @@ def test_a_wake_directory_that_was_removed_is_made_again(log: Log) -> None:
 
 def test_a_process_without_descriptors_neither_wipes_the_log_nor_denies_what_it_published(log: Log) -> None:
     (listener, delivered), (publisher, _) = log.broker(), log.broker()
-    listener.cover([], None)
+    listener.cover([], [], None)
     first = publisher.publish("a", body("x"))
     wait_for(lambda: len(delivered) == 1, "it is delivered")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -242,7 +250,7 @@ def test_a_process_without_descriptors_neither_wipes_the_log_nor_denies_what_it_
 def test_very_many_keys_have_one_floor_together(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flask_sse_stream.brokers.sqlite._FLOORS", 5)
     monkeypatch.setattr("flask_sse_stream.brokers.sqlite._TRIM_EVERY", 1)
-    broker, _ = log.broker(history_ttl=100.0)
+    broker, delivered = log.broker(history_ttl=100.0)
     now = time.time()
     published = [broker.publish(f"job {number}", body("x")) for number in range(20)]
     monkeypatch.setattr("flask_sse_stream.brokers.sqlite.time.time", lambda: now + 150)
@@ -251,7 +259,7 @@ def test_very_many_keys_have_one_floor_together(log: Log, monkeypatch: pytest.Mo
         (floors,) = connection.execute("SELECT COUNT(*) FROM floor").fetchone()
     assert floors == 5
     for number in (0, 19):
-        history = broker.cover([f"job {number}"], published[0]).histories[f"job {number}"]
+        history = fetch(broker, delivered, f"job {number}", published[0])[1]
         assert history.floor >= place(published[number])[1]
 
 
@@ -283,7 +291,7 @@ def process(log: Log, code: str, *arguments: str) -> subprocess.Popen[str]:
 @pytest.mark.live
 def test_several_processes_publish_at_once_and_nothing_is_lost_doubled_or_out_of_order(log: Log) -> None:
     broker, delivered = log.broker()
-    broker.cover([], None)
+    broker.cover([], [], None)
     processes = [process(log, PUBLISHER, "200") for _ in range(3)]
     published = [child.communicate(timeout=60)[0].split()[1:] for child in processes]
     wait_for(lambda: len(delivered) == 600, "all are delivered")
@@ -294,14 +302,14 @@ def test_several_processes_publish_at_once_and_nothing_is_lost_doubled_or_out_of
 @pytest.mark.live
 def test_a_process_that_is_killed_leaves_no_debris_that_matters(log: Log) -> None:
     (listener, delivered) = log.broker()
-    listener.cover([], None)
+    listener.cover([], [], None)
     listening = """
         import sys, time
         from flask_sse_stream import Settings
         from flask_sse_stream.brokers.sqlite import SQLiteBroker
         broker = SQLiteBroker(Settings(broker_url=sys.argv[1]))
         broker.start(lambda message: None)
-        broker.cover([], None)
+        broker.cover([], [], None)
         print("ready", flush=True)
         while True:
             broker.publish("a", b"data: x\\n\\n")
@@ -426,7 +434,7 @@ def test_a_listener_that_cannot_read_says_so_once_and_goes_on_when_it_can(
     log: Log, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker, delivered = log.broker()
-    broker.cover([], None)
+    broker.cover([], [], None)
     reading = broker.read_after
     looks: list[int] = []
 
@@ -453,7 +461,7 @@ def test_a_deep_directory_is_no_hindrance(tmp_path: Path) -> None:
     deep.mkdir(parents=True)
     log = Log(deep)
     broker, delivered = log.broker()
-    broker.cover([], None)
+    broker.cover([], [], None)
     broker.publish("a", body("x"))
     wait_for(lambda: delivered, "it is delivered")
     broker.close()
