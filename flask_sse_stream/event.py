@@ -34,6 +34,7 @@ __all__ = [
     "Message",
     "chunk",
     "encode_json",
+    "is_body",
     "retry_block",
     "to_text",
 ]
@@ -183,6 +184,22 @@ class Event:
         if self.data is not None:
             lines += [f"data: {line}" for line in _LINE_END.split(self.data)]
         return ("\n".join(lines) + "\n\n").encode() if lines else b""
+
+
+_NO_FIELD = re.compile(rb"^(?!data: |: |event: |retry: [0-9]{1,16}$|id: [^\0]+$)", re.MULTILINE)
+
+
+def is_body(data: bytes) -> bool:
+    """Say whether these bytes, which come from outside, are one body as :meth:`Event.encode` gives it."""
+    if not data.endswith(b"\n\n") or b"\r" in data or b"\nid: " in data or data.startswith(b"id: end\n"):
+        return False
+    if _NO_FIELD.search(data, 0, len(data) - 2) is not None:
+        return False
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def retry_block(milliseconds: int) -> bytes:

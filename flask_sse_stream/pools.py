@@ -191,7 +191,7 @@ class PoolManager:
             logger.warning(
                 "this application runs in several processes, and SSE_BROKER_URL is %s: an event reaches the streams "
                 "of the process that publishes it alone. Use sqlite:///path, which the processes of one machine share, "
-                "or one process",
+                "or redis://host:6379/0, which those of any number of machines do",
                 self.settings.broker_url,
             )
 

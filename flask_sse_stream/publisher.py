@@ -36,7 +36,9 @@ class Publisher:
         settings = Settings.from_mapping({}, broker_url=url, namespace=namespace, **options)
         self._manager = PoolManager(settings)
         if not self._manager.reaches_other_processes:
-            raise SettingsError(f"{url!r} reaches no other process: name a log that is shared, sqlite:///path for one")
+            raise SettingsError(
+                f"{url!r} reaches no other process: name a log that is shared: sqlite:///path or redis://host"
+            )
 
     def publish(
         self,

@@ -192,7 +192,7 @@ class Settings:
     )
     broker_url: str = _setting(
         "memory://",
-        _text("a URL such as 'memory://' or 'sqlite:///sse.db'", lambda v: "://" in v),
+        _text("a URL such as 'memory://', 'sqlite:///sse.db' or 'redis://localhost:6379/0'", lambda v: "://" in v),
         "where events are ordered and remembered",
     )
     namespace: str = _setting(

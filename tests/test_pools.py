@@ -788,7 +788,8 @@ def test_nothing_starts_before_the_first_stream() -> None:
 
 def test_an_unknown_broker_is_refused_at_once_with_those_there_are() -> None:
     with pytest.raises(
-        SettingsError, match="SSE_BROKER_URL must begin with one of memory://, sqlite://, not 'carrier-pigeon'"
+        SettingsError,
+        match="SSE_BROKER_URL must begin with one of memory://, sqlite://, redis://.*, not 'carrier-pigeon'",
     ):
         PoolManager(Settings(broker_url="carrier-pigeon://"))
 

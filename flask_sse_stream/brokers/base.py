@@ -144,6 +144,10 @@ class Broker(Protocol):
 _BROKERS: Final = {
     "memory": ("memory", "MemoryBroker"),
     "sqlite": ("sqlite", "SQLiteBroker"),
+    "redis": ("redis", "RedisBroker"),
+    "rediss": ("redis", "RedisBroker"),
+    "redis+sentinel": ("redis", "RedisBroker"),
+    "rediss+sentinel": ("redis", "RedisBroker"),
 }
 
 

@@ -1,0 +1,160 @@
+"""One log for any number of machines, in Redis: streams for the history, pub/sub for what is live.
+
+``publish`` runs one script, by any free connection. A process that has streams has one listener besides
+(``redis_listener.py``), which delivers what the scripts of all processes publish, its own included. Redis decides the
+order: it runs one script at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Hashable, Sequence
+from typing import Any, Final
+
+from ..errors import BrokerError
+from ..settings import Settings
+from ..transports.base import current_runtime
+from .base import BrokerStats, Deliver, Delivery, Idle, Position, never_idle
+from .redis_link import Link, NotTaken, Server, broker_error, is_elsewhere, is_permanent, patiently
+from .redis_listener import Listener
+from .redis_scripts import PUBLISH, Names, new_life
+
+__all__ = ["RedisBroker"]
+
+_CONNECTIONS: Final = 16  # for publishing: more only wait in Redis instead of here
+_LONGEST_MILLISECONDS: Final = 10 * 365 * 86_400_000  # a history that is to be kept for ever
+_DIGESTS: Final = {script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest() for script in (PUBLISH,)}
+
+
+class RedisBroker:
+    """Orders and remembers the events of all processes that name the same Redis and namespace.
+
+    ``redis://[[user]:password@]host[:port][/db]``; ``rediss://`` for TLS;
+    ``redis+sentinel://[[user]:password@]sentinel[:port][,sentinel...]/service[/db]``, and ``rediss+sentinel://``. A
+    node of a cluster is found from any other one. Options of redis-py's connections may follow (``?ssl_ca_certs=...``).
+
+    Redis 6.2 or newer. Needs redis-py.
+    """
+
+    remembers = True
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._names = Names(settings.namespace)
+        self._server = Server(settings.broker_url, self._names)
+        self._timeout = settings.broker_timeout
+        milliseconds = settings.history_ttl * 1000
+        self._ttl = max(1, round(min(milliseconds, _LONGEST_MILLISECONDS)))
+        self._deliver: Deliver
+        self._idle: Idle
+        self._starting = threading.Lock()
+        self._listener: Listener | None = None
+        self._free: dict[Hashable, deque[Link]] = {}
+        self._turns = threading.BoundedSemaphore(_CONNECTIONS)
+        self._last_good = -math.inf
+        self._closed = False
+
+    def start(self, deliver: Deliver, idle: Idle = never_idle) -> None:
+        """Remember where messages go."""
+        self._deliver = deliver
+        self._idle = idle
+
+    def publish(self, key: str | None, body: bytes) -> str:
+        """Put the event into the log and send it to every process that listens to its key."""
+        keys = [self._names.log, self._names.keys, self._names.stream(key)]
+        arguments = [self._names.member(key), body, self._settings.history_size, self._ttl]
+        [made] = self._run(PUBLISH, keys, arguments)
+        if body.startswith(b"id: "):
+            return body[4 : body.index(b"\n")].decode()
+        return str(made.decode())
+
+    def cover(self, keys: Sequence[str | None], fetch: Sequence[str | None], after: str | None) -> Position:
+        """Listen to ``keys``; the first call connects."""
+        if self._closed:
+            raise BrokerError(f"the broker of {self._server.where} is closed")
+        with self._starting:
+            if self._listener is None:
+                self._listener = Listener(self, self._server, self._names, self._settings)
+        return self._listener.ask(keys, fetch, after)
+
+    def stats(self) -> BrokerStats:
+        """Say how the listening connection is."""
+        return self._listener.stats() if self._listener is not None else BrokerStats()
+
+    def close(self) -> None:
+        """End the listener and close every connection."""
+        self._closed = True
+        if self._listener is not None:
+            self._listener.stop()
+        for free in list(self._free.values()):
+            while free:
+                free.pop().close()
+
+    # Running scripts
+
+    def _run(self, script: str, keys: Sequence[bytes], arguments: Sequence[Any]) -> Any:
+        """Run a script once, on the server that has the log. Where it certainly was not run, try again for a while."""
+        deadline = time.monotonic() + self._timeout
+        if self._closed:
+            raise BrokerError(f"the broker of {self._server.where} is closed")
+        # A greenlet or thread that waits here waits for others that publish, none of whom waits longer.
+        if not self._turns.acquire(timeout=self._timeout):
+            raise BrokerError(f"{self._server.where}: {_CONNECTIONS} publishers took longer than SSE_BROKER_TIMEOUT")
+        try:
+            # An outage that is older than what a caller would wait is waited for by nobody.
+            patience = min(deadline, self._last_good + self._timeout)
+            reply = patiently(lambda: self._attempt(deadline, script, keys, arguments), patience)
+        except NotTaken as error:
+            raise broker_error(self._server.where, error.__cause__ or error) from error
+        finally:
+            self._turns.release()
+        self._last_good = time.monotonic()
+        return reply
+
+    def _attempt(self, deadline: float, script: str, keys: Sequence[bytes], arguments: Sequence[Any]) -> Any:
+        home = current_runtime().home()
+        link = self._borrow(home, deadline)
+        try:
+            how = "SPUBLISH" if link.sharded else "PUBLISH"
+            reply = link.script(deadline, _DIGESTS[script], script, keys, [link.run, new_life(), *arguments, how])
+        except Exception as error:
+            link.close()
+            if is_elsewhere(error):
+                raise NotTaken(str(error)) from error
+            raise broker_error(self._server.where, error, doubt=not is_permanent(error)) from error
+        except BaseException:  # a greenlet that was killed in the middle
+            link.close()
+            raise
+        self._free.setdefault(home, deque(maxlen=_CONNECTIONS)).append(link)
+        return reply
+
+    def _borrow(self, home: Hashable, deadline: float) -> Link:
+        free = self._free.get(home)
+        while free:
+            try:
+                link = free.pop()
+            except IndexError:
+                break
+            if link.is_clean():
+                return link
+            link.close()
+        try:
+            return self._server.connect(deadline)
+        except NotTaken:
+            raise
+        except Exception as error:
+            raise broker_error(self._server.where, error) from error
+
+    # What the listener calls
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Hand on what came. For the listener."""
+        self._deliver(delivery)
+
+    def idle(self, keys: Sequence[str]) -> Sequence[str]:
+        """Say which keys nobody needs any more. For the listener."""
+        return self._idle(keys)

@@ -1,0 +1,61 @@
+"""The Redis broker keeps the contract, on one server, in a cluster, under Sentinels and by TLS."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from contracts.broker import BrokerContract, body, place
+from redis_server import RedisServer
+from support import wait_for
+
+from flask_sse_stream.brokers.base import Broker, broker_from_url
+from flask_sse_stream.event import Message
+from flask_sse_stream.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+class TestRedisBroker(BrokerContract):
+    @pytest.fixture(autouse=True)
+    def _server(self, server: RedisServer) -> None:
+        self.url = server.url
+        self.namespace = f"test-{secrets.token_hex(4)}"
+
+    def settings(self, **options: Any) -> Settings:
+        return Settings(broker_url=self.url, namespace=self.namespace, **options)
+
+    def make(self, settings: Settings) -> Broker:
+        return broker_from_url(settings)
+
+    def test_only_what_was_asked_for_is_delivered(self, started: Any) -> None:
+        broker, messages = started()
+        broker.publish("never asked for", body("x"))
+        last = broker.publish("a", body("y"))
+        wait_for(lambda: messages, "it is delivered")
+        assert [message.id for message in messages] == [last]
+        broker.cover(["never asked for"], [], None)
+        last = broker.publish("never asked for", body("x"))
+        wait_for(lambda: len(messages) == 2, "it is delivered")
+        assert messages[-1].id == last
+
+    def test_an_event_is_delivered_to_every_process_in_the_same_order(self, started: Any) -> None:
+        (one, to_one), (two, to_two), (three, _) = started(), started(), started()
+        ids = [broker.publish(key, body("x")) for broker in (one, two, three) * 20 for key in ("a", None)]
+        for messages in (to_one, to_two):
+            wait_for(lambda messages=messages: len(messages) == len(ids), "all are delivered")  # type: ignore[misc]
+            assert [message.id for message in messages] == ids
+            assert all(isinstance(message, Message) for message in messages)
+
+    def test_an_id_of_another_process_is_reached_before_cover_returns(self, started: Any) -> None:
+        (listener, messages), (publisher, _) = started(), started()
+        for number in range(300):
+            identifier = publisher.publish("a", body(str(number)))
+            assert listener.cover(["a"], [], identifier) == place(identifier)
+            assert messages[-1].id == identifier
