@@ -7,17 +7,15 @@ import itertools
 import json
 import os
 import signal
-import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Sequence
 
 import pytest
+from contracts.replay import ReplayMachine
 from fakes import Clock, House, RecordingTransport
 from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from support import wait_for
 
 from flask_sse_stream.brokers.base import BrokerStats, Deliver, History, Idle, Position, never_idle
@@ -905,136 +903,5 @@ def test_a_runtime_that_cannot_wait_lets_the_publisher_go_on() -> None:
 
 # Every client against a model
 
-
-class ReplayMachine(RuleBasedStateMachine):
-    """Random joins, leaves, reconnects and publishes; what every client saw is what the model says it must have seen.
-
-    A client is its keys, the cursor its browser holds, and the list of what it was given since it first came. The
-    model knows the whole log. What a client has must be the log's events for its keys from where it began, without
-    gap or repetition, unless it was told ``stream-reset``.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.log: list[tuple[str | None, str]] = []
-        self.house = self.make_house()
-        self.clients: list[dict[str, object]] = []
-
-    def make_house(self) -> House:
-        return House(history_size=4, queue_events=6)
-
-    keys = st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True)
-
-    @initialize()
-    def begin(self) -> None:
-        self.house.manager.publish("a", "first")
-        self.log.append(("a", "first"))
-
-    @rule(key=st.sampled_from(["a", "b", "c", None]), own=st.booleans())
-    def publish(self, key: str | None, own: bool) -> None:
-        data = str(len(self.log))
-        # Never the same one twice: then the newest place counts, and what was between is the user's choice.
-        if key is None:
-            self.house.manager.publish_all(data, id=f"own {data}" if own else None)
-        else:
-            self.house.manager.publish(key, data, id=f"own {data}" if own else None)
-        self.log.append((key, data))
-
-    @rule(keys=keys)
-    def join(self, keys: list[str]) -> None:
-        stream = self.house.open(*keys)
-        # A client has come when the first bytes have reached it.
-        cursor = self.house.cursor(stream)
-        self.clients.append({"keys": keys, "stream": stream, "cursor": cursor, "from": len(self.log), "saw": []})
-
-    @rule(which=st.integers(0, 50))
-    def read(self, which: int) -> None:
-        if self.clients:
-            self._read(self.clients[which % len(self.clients)])
-
-    def _read(self, client: dict[str, object]) -> None:
-        stream = client["stream"]
-        assert isinstance(stream, Stream)
-        saw = client["saw"]
-        assert isinstance(saw, list)
-        for event in self.house.events(stream):
-            if event.event == "stream-reset":
-                place = int((event.id or "").rpartition("-")[2])
-                client["from"] = place
-                saw.clear()
-            else:
-                saw.append(event.data)
-        client["cursor"] = self.house.decoders[stream].last_event_id or client["cursor"]
-
-    @rule(which=st.integers(0, 50), read_first=st.booleans())
-    def reconnect(self, which: int, read_first: bool) -> None:
-        if not self.clients:
-            return
-        client = self.clients[which % len(self.clients)]
-        if read_first or not client["cursor"]:
-            self._read(client)
-        stream, keys = client["stream"], client["keys"]
-        assert isinstance(stream, Stream)
-        assert isinstance(keys, list)
-        stream.close(CloseReason.PEER)
-        client["stream"] = self.house.open(*keys, after=str(client["cursor"]))
-
-    @invariant()
-    def nobody_lost_or_doubled_anything(self) -> None:
-        for client in self.clients:
-            stream, keys, saw, start = client["stream"], client["keys"], client["saw"], client["from"]
-            assert isinstance(stream, Stream)
-            assert isinstance(keys, list)
-            assert isinstance(saw, list)
-            assert isinstance(start, int)
-            due = [data for key, data in self.log[start:] if key is None or key in keys]
-            assert saw == due[: len(saw)]
-
-    def teardown(self) -> None:
-        self.house.flush()
-        for client in self.clients:
-            stream = client["stream"]
-            assert isinstance(stream, Stream)
-            if stream.closed:  # too slow in between: its browser would come back
-                self._read(client)
-                keys = client["keys"]
-                assert isinstance(keys, list)
-                client["stream"] = self.house.open(*keys, after=str(client["cursor"]))
-            self._read(client)
-            start, keys = client["from"], client["keys"]
-            assert isinstance(start, int)
-            assert isinstance(keys, list)
-            assert client["saw"] == [data for key, data in self.log[start:] if key is None or key in keys]
-        self.house.manager.shutdown()
-
-
-class SQLiteReplayMachine(ReplayMachine):
-    """The same over a log outside the process, whose windows are fetched."""
-
-    def make_house(self) -> House:
-        self.directory = tempfile.TemporaryDirectory()
-        url = f"sqlite:///{self.directory.name}/log.db"
-        return House(broker_url=url, history_size=4, queue_events=6)
-
-    @rule(read_first=st.booleans())
-    def restart(self, read_first: bool) -> None:
-        """Another process takes over, and every client comes back to it."""
-        if read_first:
-            for client in self.clients:
-                self._read(client)
-        self.house.manager.shutdown()
-        self.house = House(broker_url=f"sqlite:///{self.directory.name}/log.db", history_size=4, queue_events=6)
-        for client in self.clients:
-            keys = client["keys"]
-            assert isinstance(keys, list)
-            client["stream"] = self.house.open(*keys, after=str(client["cursor"]))
-
-    def teardown(self) -> None:
-        super().teardown()
-        self.directory.cleanup()
-
-
 TestReplay = ReplayMachine.TestCase
 TestReplay.settings = hypothesis_settings(max_examples=100, stateful_step_count=40, deadline=None)
-TestReplayFromSQLite = SQLiteReplayMachine.TestCase
-TestReplayFromSQLite.settings = hypothesis_settings(max_examples=30, stateful_step_count=30, deadline=None)

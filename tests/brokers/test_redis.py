@@ -6,8 +6,13 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
 from contracts.broker import BrokerContract, body, place
+from contracts.replay import OutsideReplayMachine
+from fakes import House
+from hypothesis import settings as hypothesis_settings
+from hypothesis.stateful import rule
 from redis_server import RedisServer
 from support import wait_for
 
@@ -16,10 +21,35 @@ from flask_sse_stream.event import Message
 from flask_sse_stream.settings import Settings
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        RedisReplayMachine.server = server
         yield server
+
+
+class RedisReplayMachine(OutsideReplayMachine):
+    """Every client against a model, while Redis cuts connections and forgets scripts."""
+
+    server: RedisServer
+
+    def make_house(self) -> House:
+        if not hasattr(self, "namespace"):
+            self.namespace = f"test-{secrets.token_hex(4)}"
+        # Redis trims whole nodes of a stream, so more may be there than the window takes.
+        return House(broker_url=self.server.url, namespace=self.namespace, history_size=4, queue_events=6)
+
+    @rule(whose=st.sampled_from(["pubsub", "normal"]))
+    def cut(self, whose: str) -> None:
+        self.server.cli("CLIENT KILL", "TYPE", whose)
+
+    @rule()
+    def forget_scripts(self) -> None:
+        self.server.cli("SCRIPT FLUSH")
+
+
+TestReplay = RedisReplayMachine.TestCase
+TestReplay.settings = hypothesis_settings(max_examples=30, stateful_step_count=30, deadline=None)
 
 
 class TestRedisBroker(BrokerContract):

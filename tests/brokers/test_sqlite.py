@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -18,6 +19,9 @@ from typing import Any
 
 import pytest
 from contracts.broker import BrokerContract, body, place
+from contracts.replay import OutsideReplayMachine
+from fakes import House
+from hypothesis import settings as hypothesis_settings
 from support import ROOT, wait_for
 
 from flask_sse_stream.brokers.base import Broker, Delivery, Gap, History, Position, broker_from_url
@@ -330,8 +334,6 @@ def test_a_process_that_is_killed_leaves_no_debris_that_matters(log: Log) -> Non
 
 
 def test_a_forked_child_shares_no_connection_with_its_parent(log: Log) -> None:
-    from fakes import House
-
     house = House(broker_url=f"sqlite:///{log.path}")
     first = house.manager.publish("k", "parent")
     pid = os.fork()
@@ -465,3 +467,21 @@ def test_a_deep_directory_is_no_hindrance(tmp_path: Path) -> None:
     broker.publish("a", body("x"))
     wait_for(lambda: delivered, "it is delivered")
     broker.close()
+
+
+# Every client against a model
+
+
+class SQLiteReplayMachine(OutsideReplayMachine):
+    def make_house(self) -> House:
+        if not hasattr(self, "directory"):
+            self.directory = tempfile.TemporaryDirectory()
+        return House(broker_url=f"sqlite:///{self.directory.name}/log.db", history_size=4, queue_events=6)
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.directory.cleanup()
+
+
+TestReplay = SQLiteReplayMachine.TestCase
+TestReplay.settings = hypothesis_settings(max_examples=30, stateful_step_count=30, deadline=None)
