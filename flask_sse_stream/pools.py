@@ -18,11 +18,14 @@ no framework.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import os
 import random
 import re
+import secrets
 import time
 import weakref
 from collections import Counter, deque
@@ -31,7 +34,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from .brokers.base import Broker, BrokerStats, Delivery, Gap, History, Life, broker_from_url
-from .errors import EventError, StreamsFull
+from .errors import BrokerError, EventError, StreamsFull
 from .event import END_ID, Event, Message, encode_json, retry_block, to_text
 from .rounds import Rounds
 from .settings import Settings
@@ -54,18 +57,18 @@ _TURN_SECONDS: Final = 0.1  # and goes on if nothing moves: a flusher that hangs
 _NOT_IN_KEYS: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
-def check_key(key: Any) -> str:
+def check_key(key: Any, called: str = "key") -> str:
     """Give back a key that is text of 1 to 255 characters without control characters; else :class:`EventError`.
 
     Keys are compared by code points; no character has a meaning beyond itself.
     """
     if not isinstance(key, str):
-        raise EventError(f"key must be text, not {type(key).__name__}")
+        raise EventError(f"{called} must be text, not {type(key).__name__}")
     if not key or len(key) > _MAX_KEY_LENGTH:
-        raise EventError(f"key must have 1 to {_MAX_KEY_LENGTH} characters, not {len(key)}")
+        raise EventError(f"{called} must have 1 to {_MAX_KEY_LENGTH} characters, not {len(key)}")
     bad = _NOT_IN_KEYS.search(key)
     if bad is not None:
-        raise EventError(f"key must not contain {bad.group()!r}: no control character, no lone surrogate")
+        raise EventError(f"{called} must not contain {bad.group()!r}: no control character, no lone surrogate")
     return key
 
 
@@ -176,6 +179,8 @@ class PoolManager:
         self._flusher: Flusher | None = None
         self._flusher_lock = Lock(lambda: None)
         self._warned = False
+        self._holder = secrets.token_hex(8)
+        self._leases: set[str] = set()
         self._opened = self._refused = self._published = self._replayed = self._resets = 0
         self._closed: Counter[str] = Counter()
 
@@ -205,6 +210,7 @@ class PoolManager:
         event: str | None = None,
         id: str | int | None = None,
         retry: int | None = None,
+        idempotency_key: str | None = None,
     ) -> str:
         """Send an event to every stream of ``key``, now and, within the history, later; return its id.
 
@@ -212,19 +218,38 @@ class PoolManager:
         the other arguments). ``None`` with an ``event`` name is an event with empty data. An ``id`` of one's own
         replaces the one of the log; ``""`` and ``"end"`` are refused. ``retry`` is in milliseconds.
 
+        Of all calls with the same ``idempotency_key`` (text of 1 to 255 characters, for the whole namespace) within
+        ``SSE_IDEMPOTENCY_TTL``, in whatever process, the first makes the event, and the others return its id. So what
+        is tried again, a task of Celery's or a publish that raised :class:`BrokerError`, speaks once.
+
         Raises :class:`EventError` for a bad key or event, or one larger than ``SSE_MAX_EVENT_BYTES``, before
         anything is touched, and :class:`BrokerError` if the broker may not have taken it. Never waits for a
         reader; may be called from any thread or greenlet and, with ``memory://``, from a signal handler.
         """
-        return self._publish(check_key(key), data, event, id, retry)
+        return self._publish(check_key(key), data, event, id, retry, idempotency_key)
 
     def publish_all(
-        self, data: Any = None, *, event: str | None = None, id: str | int | None = None, retry: int | None = None
+        self,
+        data: Any = None,
+        *,
+        event: str | None = None,
+        id: str | int | None = None,
+        retry: int | None = None,
+        idempotency_key: str | None = None,
     ) -> str:
         """Send an event to every stream of every key; as :meth:`publish` in everything else."""
-        return self._publish(None, data, event, id, retry)
+        return self._publish(None, data, event, id, retry, idempotency_key)
 
-    def _publish(self, key: str | None, data: Any, event: str | None, id: str | int | None, retry: int | None) -> str:
+    def _publish(
+        self,
+        key: str | None,
+        data: Any,
+        event: str | None,
+        id: str | int | None,
+        retry: int | None,
+        idempotency_key: str | None,
+    ) -> str:
+        once = check_key(idempotency_key, "idempotency_key") if idempotency_key is not None else None
         limit = self.settings.max_event_bytes
         if isinstance(data, Event):
             if (event, id, retry) != (None, None, None):
@@ -244,11 +269,31 @@ class PoolManager:
             raise EventError(f"the event has {len(body)} bytes, more than SSE_MAX_EVENT_BYTES={limit}")
         if self.hooks.published is not None:
             self.hooks.published(key, value)
-        identifier = self._outside(lambda: self._broker.publish(key, body))
+        identifier = self._outside(lambda: self._broker.publish(key, body, once))
         self._published += 1
         if len(self._rounds.outbox) > _OUTBOX_LIMIT:
             self._give_turn()
         return identifier
+
+    def lease(self, name: str, seconds: float) -> bool:
+        """Let this process have ``name`` for so many seconds, unless another one has it; say whether it does.
+
+        For what one process of many is to do, a clock's ticks or a clean-up: each asks before it does it, the same one
+        is told yes every time, and when it dies another one is, after at most ``seconds``. With ``memory://`` every
+        process is alone, and always told yes.
+
+        A process that hangs between the answer and what it does may do it when another one has the lease already;
+        where that must not be, publish with an ``idempotency_key`` as well.
+
+        Raises :class:`EventError` for a bad name, :class:`ValueError` for a time that is not positive, and
+        :class:`BrokerError`.
+        """
+        check_key(name, "the name of a lease")
+        if not 0.01 <= seconds <= 86_400:
+            raise ValueError(f"a lease is for 0.01 to 86400 seconds, not {seconds!r}")
+        held = self._outside(lambda: self._broker.lease(name, self._holder, seconds))
+        (self._leases.add if held else self._leases.discard)(name)
+        return held
 
     def dumps(self, value: Any) -> str:
         """Express a value as JSON."""
@@ -651,6 +696,9 @@ class PoolManager:
         self.drain()
         if self._flusher is not None:
             self._flusher.stop()
+        for name in self._leases:
+            with contextlib.suppress(BrokerError):  # Then it ends by itself.
+                self._outside(functools.partial(self._broker.lease, name, self._holder, 0))
         self._broker.close()
 
 

@@ -48,15 +48,26 @@ class Publisher:
         event: str | None = None,
         id: str | int | None = None,
         retry: int | None = None,
+        idempotency_key: str | None = None,
     ) -> str:
         """Send an event to every stream of ``key``; return its id. See :meth:`PoolManager.publish`."""
-        return self._manager.publish(key, data, event=event, id=id, retry=retry)
+        return self._manager.publish(key, data, event=event, id=id, retry=retry, idempotency_key=idempotency_key)
 
     def publish_all(
-        self, data: Any = None, *, event: str | None = None, id: str | int | None = None, retry: int | None = None
+        self,
+        data: Any = None,
+        *,
+        event: str | None = None,
+        id: str | int | None = None,
+        retry: int | None = None,
+        idempotency_key: str | None = None,
     ) -> str:
         """Send an event to every stream of every key; return its id. See :meth:`PoolManager.publish_all`."""
-        return self._manager.publish_all(data, event=event, id=id, retry=retry)
+        return self._manager.publish_all(data, event=event, id=id, retry=retry, idempotency_key=idempotency_key)
+
+    def lease(self, name: str, seconds: float) -> bool:
+        """Let this process have ``name`` for so long, unless another one has it. See :meth:`PoolManager.lease`."""
+        return self._manager.lease(name, seconds)
 
     def close(self) -> None:
         """Let go of the log. May be called twice."""

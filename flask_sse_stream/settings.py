@@ -203,6 +203,11 @@ class Settings:
         ),
         "keeps the events of several applications apart in one store",
     )
+    idempotency_ttl: float = _setting(
+        3600.0,
+        _number(0.001, math.inf, whole=False),
+        "seconds in which an ``idempotency_key`` makes no second event",
+    )
     broker_timeout: float = _setting(2.0, _number(0.01, 3600, whole=False), "seconds; longest wait of one ``publish``")
     max_age: float | None = _setting(
         None,

@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from contracts.replay import ReplayMachine
@@ -19,8 +20,8 @@ from hypothesis import settings as hypothesis_settings
 from support import wait_for
 
 from flask_sse_stream.brokers.base import BrokerStats, Deliver, History, Idle, Position, never_idle
-from flask_sse_stream.brokers.memory import MemoryBroker
-from flask_sse_stream.errors import EventError, SettingsError, StreamsFull
+from flask_sse_stream.brokers.memory import MemoryBroker, _Entry
+from flask_sse_stream.errors import BrokerError, EventError, SettingsError, StreamsFull
 from flask_sse_stream.event import Event, EventDecoder, Message
 from flask_sse_stream.pools import MAX_KEYS, PoolManager, check_key
 from flask_sse_stream.settings import Settings
@@ -566,7 +567,10 @@ class TurningLog:
     def start(self, deliver: Deliver, idle: Idle = never_idle) -> None:
         self.deliver = deliver
 
-    def publish(self, key: str | None, body: bytes) -> str:
+    def publish(self, key: str | None, body: bytes, once: str | None = None) -> str:
+        raise NotImplementedError
+
+    def lease(self, name: str, holder: str, seconds: float) -> bool:
         raise NotImplementedError
 
     def cover(self, keys: Sequence[str | None], fetch: Sequence[str | None], after: str | None) -> Position:
@@ -899,6 +903,51 @@ def test_a_runtime_that_cannot_wait_lets_the_publisher_go_on() -> None:
     for _ in range(1000):
         house.manager.publish("k", "x")
     assert house.manager.stats().outbox > 256
+
+
+# Once, and by one
+
+
+@pytest.mark.parametrize("bad", ["", "x" * 256, "a\nb", 5])
+def test_a_bad_idempotency_key_is_refused_by_its_name_before_anything_is_published(bad: object) -> None:
+    house = House()
+    stream = house.open()
+    with pytest.raises(EventError, match="idempotency_key must"):
+        house.manager.publish("k", "x", idempotency_key=bad)  # type: ignore[arg-type]
+    assert house.data(stream) == []
+
+
+def test_a_publish_that_is_tried_again_with_its_idempotency_key_speaks_once() -> None:
+    house = House()
+    stream = house.open()
+    ids = {house.manager.publish("k", "x", idempotency_key="order 7") for _ in range(3)}
+    ids |= {house.manager.publish_all("x", idempotency_key="order 7")}
+    assert len(ids) == 1
+    assert house.data(stream) == ["x"]
+
+
+def test_an_idempotency_key_whose_first_call_was_interrupted_is_an_error_and_no_endless_wait() -> None:
+    broker = MemoryBroker(Settings(broker_timeout=0.05))
+    broker._once["task"] = _Entry("k", b"data: x\n\n")  # as if the first call had been killed right here
+    with pytest.raises(BrokerError, match="'task' was interrupted"):
+        broker.publish("k", b"data: x\n\n", "task")
+
+
+def test_a_lease_is_given_back_when_its_holder_shuts_down(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/log.db"
+    one, other = PoolManager(Settings(broker_url=url)), PoolManager(Settings(broker_url=url))
+    assert one.lease("clock", 1000)
+    assert one.lease("clock", 1000)
+    assert not other.lease("clock", 1000)
+    one.shutdown()
+    assert other.lease("clock", 1000)
+    other.shutdown()
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), 1e9])
+def test_a_lease_for_no_sensible_time_is_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match=r"a lease is for 0\.01 to 86400 seconds, not"):
+        PoolManager().lease("clock", seconds)
 
 
 # Every client against a model

@@ -234,8 +234,11 @@ class OwnBroker:
     def start(self, deliver: Deliver, idle: Idle = never_idle) -> None:
         deliver(Message("key", "epoch", 1, b"data: x\n\n", 0.0))
 
-    def publish(self, key: str | None, body: bytes) -> str:
+    def publish(self, key: str | None, body: bytes, once: str | None = None) -> str:
         return "epoch-1"
+
+    def lease(self, name: str, holder: str, seconds: float) -> bool:
+        return True
 
     def cover(self, keys: Sequence[str | None], fetch: Sequence[str | None], after: str | None) -> Position:
         return Position(epoch="epoch", head=1)

@@ -119,10 +119,11 @@ class Broker(Protocol):
         them from that moment on, until they are covered again.
         """
 
-    def publish(self, key: str | None, body: bytes) -> str:
+    def publish(self, key: str | None, body: bytes, once: str | None = None) -> str:
         """Give the event its place in the log and return its id. ``key=None`` is for all.
 
-        One call makes at most one event. Raises :class:`~flask_sse_stream.BrokerError`, within
+        One call makes at most one event, and so do all calls with the same ``once`` within
+        ``SSE_IDEMPOTENCY_TTL``: they return the id of the first. Raises :class:`~flask_sse_stream.BrokerError`, within
         ``SSE_BROKER_TIMEOUT`` where a store is asked, if the event may not have been taken.
         """
 
@@ -132,6 +133,12 @@ class Broker(Protocol):
         ``after`` is the id that a client came with, and may be anything. On return every message of ``keys`` up to
         the position has been delivered, and every later one will be; and if ``after`` was given out by this log,
         it is not beyond the position. A broker whose windows are the history need not fetch.
+        """
+
+    def lease(self, name: str, holder: str, seconds: float) -> bool:
+        """Let ``holder`` have ``name`` for so long, unless another one has it; say whether it does.
+
+        Who has it may have it for longer, or give it back with 0 seconds. Raises as :meth:`publish`.
         """
 
     def stats(self) -> BrokerStats:

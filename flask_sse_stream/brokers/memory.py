@@ -8,12 +8,14 @@ every other thread and for signal handlers, which the global interpreter lock gi
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import secrets
 import time
 from collections import deque
 from collections.abc import Sequence
 
+from ..errors import BrokerError
 from ..event import Message
 from ..settings import Settings
 from .base import BrokerStats, Deliver, Idle, Position, never_idle
@@ -43,15 +45,23 @@ class MemoryBroker:
         self._pending: deque[tuple[_Entry, int]] = deque()
         self._turn: deque[None] = deque([None])  # who pops it may deliver; who cannot, need not
         self._head = 0
+        self._once: dict[str, _Entry] = {}
+        self._once_in_order: deque[tuple[float, str]] = deque()
+        self._once_ttl = settings.idempotency_ttl
+        self._timeout = settings.broker_timeout
         self._deliver: Deliver
 
     def start(self, deliver: Deliver, idle: Idle = never_idle) -> None:
         """Remember where messages go."""
         self._deliver = deliver
 
-    def publish(self, key: str | None, body: bytes) -> str:
-        """Number the event, deliver it and return its id. Never waits and never raises."""
+    def publish(self, key: str | None, body: bytes, once: str | None = None) -> str:
+        """Number the event, deliver it and return its id. Never waits and, without ``once``, never raises."""
         entry = _Entry(key, body)
+        if once is not None:
+            first = self._first(once, entry)
+            if first is not entry:
+                return self._id_of(first, once)
         # Numbered and queued in one step, so the queue is always in the order of the numbers. The entry comes
         # first in zip(): asked the other way round, the counter would lose a number each time.
         self._pending.extend(zip((entry,), self._numbers, strict=False))
@@ -64,9 +74,31 @@ class MemoryBroker:
                     return self._message(entry, seq).id
         return message.id
 
+    def _first(self, once: str, entry: _Entry) -> _Entry:
+        """Give the entry that has this idempotency key: ``entry``, or the one that had it before."""
+        while self._once_in_order and self._once_in_order[0][0] < entry.created:
+            with contextlib.suppress(IndexError):  # another thread has tidied up
+                self._once.pop(self._once_in_order.popleft()[1], None)
+        first = self._once.setdefault(once, entry)  # one step, like everything here
+        if first is entry:
+            self._once_in_order.append((entry.created + self._once_ttl, once))
+        return first
+
+    def _id_of(self, entry: _Entry, once: str) -> str:
+        deadline = time.monotonic() + self._timeout
+        while entry.message is None:  # The first call is still at it.
+            if time.monotonic() > deadline:
+                raise BrokerError(f"the publish that first had the idempotency key {once!r} was interrupted")
+            time.sleep(0)
+        return entry.message.id
+
     def cover(self, keys: Sequence[str | None], fetch: Sequence[str | None], after: str | None) -> Position:
         """Give the position; the windows hold all that there is."""
         return Position(self._epoch, self._head)
+
+    def lease(self, name: str, holder: str, seconds: float) -> bool:
+        """There is but one process that this log is shared by."""
+        return True
 
     def stats(self) -> BrokerStats:
         """There is nothing that it could lose touch with."""

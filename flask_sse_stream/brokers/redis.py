@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final
 
 from ..errors import BrokerError
@@ -21,13 +21,13 @@ from ..transports.base import current_runtime
 from .base import BrokerStats, Deliver, Delivery, Idle, Position, never_idle
 from .redis_link import Link, NotTaken, Server, broker_error, is_elsewhere, is_permanent, patiently
 from .redis_listener import Listener
-from .redis_scripts import PUBLISH, Names, new_life
+from .redis_scripts import LEASE, PUBLISH, Names, new_life
 
 __all__ = ["RedisBroker"]
 
 _CONNECTIONS: Final = 16  # for publishing: more only wait in Redis instead of here
 _LONGEST_MILLISECONDS: Final = 10 * 365 * 86_400_000  # a history that is to be kept for ever
-_DIGESTS: Final = {script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest() for script in (PUBLISH,)}
+_DIGEST: Final = hashlib.sha1(PUBLISH.encode(), usedforsecurity=False).hexdigest()
 
 
 class RedisBroker:
@@ -47,8 +47,8 @@ class RedisBroker:
         self._names = Names(settings.namespace)
         self._server = Server(settings.broker_url, self._names)
         self._timeout = settings.broker_timeout
-        milliseconds = settings.history_ttl * 1000
-        self._ttl = max(1, round(min(milliseconds, _LONGEST_MILLISECONDS)))
+        self._ttl = _milliseconds(settings.history_ttl)
+        self._once_ttl = _milliseconds(settings.idempotency_ttl)
         self._deliver: Deliver
         self._idle: Idle
         self._starting = threading.Lock()
@@ -63,14 +63,26 @@ class RedisBroker:
         self._deliver = deliver
         self._idle = idle
 
-    def publish(self, key: str | None, body: bytes) -> str:
+    def publish(self, key: str | None, body: bytes, once: str | None = None) -> str:
         """Put the event into the log and send it to every process that listens to its key."""
         keys = [self._names.log, self._names.keys, self._names.stream(key)]
-        arguments = [self._names.member(key), body, self._settings.history_size, self._ttl]
-        [made] = self._run(PUBLISH, keys, arguments)
-        if body.startswith(b"id: "):
-            return body[4 : body.index(b"\n")].decode()
-        return str(made.decode())
+        if once is not None:
+            keys.append(self._names.once(once))
+        own_id = body[4 : body.index(b"\n")] if body.startswith(b"id: ") else b""
+        size = self._settings.history_size
+        arguments = [self._names.member(key), body, own_id, size, self._ttl, self._once_ttl]
+        [identifier] = self._run(lambda deadline, link: self._publish(deadline, link, keys, arguments))
+        return str(identifier.decode())
+
+    @staticmethod
+    def _publish(deadline: float, link: Link, keys: Sequence[bytes], arguments: Sequence[Any]) -> Any:
+        how = "SPUBLISH" if link.sharded else "PUBLISH"
+        return link.script(deadline, _DIGEST, PUBLISH, keys, [link.run, new_life(), *arguments, how])
+
+    def lease(self, name: str, holder: str, seconds: float) -> bool:
+        """Let one process of all have ``name``."""
+        command = ("EVAL", LEASE, 1, self._names.lease(name), holder, round(seconds * 1000))
+        return bool(self._run(lambda deadline, link: link.call(deadline, *command)))
 
     def cover(self, keys: Sequence[str | None], fetch: Sequence[str | None], after: str | None) -> Position:
         """Listen to ``keys``; the first call connects."""
@@ -96,8 +108,8 @@ class RedisBroker:
 
     # Running scripts
 
-    def _run(self, script: str, keys: Sequence[bytes], arguments: Sequence[Any]) -> Any:
-        """Run a script once, on the server that has the log. Where it certainly was not run, try again for a while."""
+    def _run(self, run: Callable[[float, Link], Any]) -> Any:
+        """Run something once, on the server that has the log. If it certainly was not run, try again for a while."""
         deadline = time.monotonic() + self._timeout
         if self._closed:
             raise BrokerError(f"the broker of {self._server.where} is closed")
@@ -107,7 +119,7 @@ class RedisBroker:
         try:
             # An outage that is older than what a caller would wait is waited for by nobody.
             patience = min(deadline, self._last_good + self._timeout)
-            reply = patiently(lambda: self._attempt(deadline, script, keys, arguments), patience)
+            reply = patiently(lambda: self._attempt(run, deadline), patience)
         except NotTaken as error:
             raise broker_error(self._server.where, error.__cause__ or error) from error
         finally:
@@ -115,12 +127,11 @@ class RedisBroker:
         self._last_good = time.monotonic()
         return reply
 
-    def _attempt(self, deadline: float, script: str, keys: Sequence[bytes], arguments: Sequence[Any]) -> Any:
+    def _attempt(self, run: Callable[[float, Link], Any], deadline: float) -> Any:
         home = current_runtime().home()
         link = self._borrow(home, deadline)
         try:
-            how = "SPUBLISH" if link.sharded else "PUBLISH"
-            reply = link.script(deadline, _DIGESTS[script], script, keys, [link.run, new_life(), *arguments, how])
+            reply = run(deadline, link)
         except Exception as error:
             link.close()
             if is_elsewhere(error):
@@ -158,3 +169,7 @@ class RedisBroker:
     def idle(self, keys: Sequence[str]) -> Sequence[str]:
         """Say which keys nobody needs any more. For the listener."""
         return self._idle(keys)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(min(seconds * 1000, _LONGEST_MILLISECONDS)))

@@ -46,8 +46,8 @@ end
 """
 
 # KEYS: log, keys, the stream, and that of the idempotency key if there is one.
-# ARGV: run, a new life, the key, its body, size and milliseconds of the history, how to publish, milliseconds of the
-# idempotency key.
+# ARGV: run, a new life, the key, its body, an id of the user's own, size and milliseconds of the history, milliseconds
+# of the idempotency key, how to publish.
 PUBLISH: Final = (
     """
 if KEYS[4] then
@@ -64,9 +64,9 @@ if not before then
   if redis.call('TYPE', KEYS[3]).ok == 'stream' then redis.call('DEL', KEYS[3]) end
 end
 local place = string.format('%.0f', seq + 1)
-if tonumber(ARGV[5]) > 0 then
+if tonumber(ARGV[6]) > 0 then
   local now = redis.call('TIME')
-  local add = {'XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], place .. '-0', 'b', ARGV[4], 'p', before,
+  local add = {'XADD', KEYS[3], 'MAXLEN', '~', ARGV[6], place .. '-0', 'b', ARGV[4], 'p', before,
     't', string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000))}
   local added = redis.pcall(unpack(add))
   if type(added) == 'table' and added.err then
@@ -74,11 +74,12 @@ if tonumber(ARGV[5]) > 0 then
     redis.call('DEL', KEYS[3])  -- somebody else has written to it
     redis.call(unpack(add))
   end
-  redis.call('PEXPIRE', KEYS[3], ARGV[6])
+  redis.call('PEXPIRE', KEYS[3], ARGV[7])
 end
 redis.call('HSET', log, 'seq', place)
 redis.call('ZADD', latest, place, ARGV[3])
-if KEYS[4] then redis.call('SET', KEYS[4], epoch .. '-' .. place, 'PX', ARGV[8]) end
+local identifier = ARGV[5] ~= '' and ARGV[5] or epoch .. '-' .. place
+if KEYS[4] then redis.call('SET', KEYS[4], identifier, 'PX', ARGV[8]) end
 if redis.call('ZCARD', latest) > 10000 then
   -- Of very many keys, know one floor for those whose history is gone.
   local oldest = redis.call('ZRANGE', latest, 0, 0, 'WITHSCORES')
@@ -88,8 +89,8 @@ if redis.call('ZCARD', latest) > 10000 then
     redis.call('HSET', log, 'floor', oldest[2])
   end
 end
-redis.call(ARGV[7], KEYS[3], '1 ' .. epoch .. ' ' .. place .. ' ' .. before .. '\\n' .. ARGV[4])
-return {epoch .. '-' .. place}
+redis.call(ARGV[9], KEYS[3], '1 ' .. epoch .. ' ' .. place .. ' ' .. before .. '\\n' .. ARGV[4])
+return {identifier}
 """
 )
 

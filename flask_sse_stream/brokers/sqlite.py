@@ -36,7 +36,7 @@ _RETRY_SECONDS: Final = 0.005
 _TRIM_EVERY: Final = 64
 _TRIM_EVENTS: Final = 4 * _TRIM_EVERY  # too old, at a time: more than come in between
 _FLOORS: Final = 10_000  # keys whose floors are known one by one
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _ALL: Final = ""  # the key of what goes to all, which no user's key can be
 _MAGIC: Final = 0x55E5  # PRAGMA application_id: an existing database of somebody else's is left alone
 
@@ -53,6 +53,14 @@ CREATE TABLE IF NOT EXISTS floor (
     namespace TEXT NOT NULL, key TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (namespace, key)
 );
 CREATE INDEX IF NOT EXISTS floor_by_seq ON floor (namespace, seq);
+CREATE TABLE IF NOT EXISTS once (
+    namespace TEXT NOT NULL, key TEXT NOT NULL, id TEXT NOT NULL, until REAL NOT NULL, PRIMARY KEY (namespace, key)
+);
+CREATE INDEX IF NOT EXISTS once_by_time ON once (namespace, until);
+CREATE TABLE IF NOT EXISTS lease (
+    namespace TEXT NOT NULL, name TEXT NOT NULL, holder TEXT NOT NULL, until REAL NOT NULL,
+    PRIMARY KEY (namespace, name)
+);
 """
 
 
@@ -62,6 +70,11 @@ def _boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except FileNotFoundError:
         return "unknown"  # a system that does not say
+
+
+def _machine_time() -> float:
+    """Give seconds that all processes of this run of the machine share, and that nobody can set."""
+    return time.monotonic()
 
 
 class SQLiteBroker:
@@ -89,6 +102,7 @@ class SQLiteBroker:
         self._namespace = settings.namespace
         self._size = settings.history_size
         self._ttl = settings.history_ttl
+        self._once_ttl = settings.idempotency_ttl
         self._timeout = settings.broker_timeout
         self._deliver: Deliver
         self._free: deque[tuple[int, sqlite3.Connection]] = deque()
@@ -102,12 +116,17 @@ class SQLiteBroker:
         """Remember where messages go. Every key is delivered, whether it is needed or not."""
         self._deliver = deliver
 
-    def publish(self, key: str | None, body: bytes) -> str:
+    def publish(self, key: str | None, body: bytes, once: str | None = None) -> str:
         """Write the event into the log and wake every process that listens."""
         name = _ALL if key is None else key
         with self._transaction() as connection:
             epoch, head = self._position(connection, create=True)
             seq = head + 1
+            identifier = Message(key, epoch, seq, body, 0.0).id
+            if once is not None:
+                made = self._made(connection, once, identifier)
+                if made is not None:
+                    return made
             connection.execute("UPDATE log SET head = ? WHERE namespace = ?", (seq, self._namespace))
             connection.execute(
                 "INSERT INTO event VALUES (?, ?, ?, ?, ?)", (self._namespace, seq, name, time.time(), body)
@@ -116,7 +135,35 @@ class SQLiteBroker:
             if random.random() < 1 / _TRIM_EVERY:  # noqa: S311
                 self._trim(connection, name)
         wake_all(self._wake_directory)
-        return Message(key, epoch, seq, body, 0.0).id
+        return identifier
+
+    def _made(self, connection: sqlite3.Connection, once: str, identifier: str) -> str | None:
+        """Give the id of what this idempotency key has made; ``None`` if that is ``identifier`` from now on."""
+        now = _machine_time()
+        connection.execute("DELETE FROM once WHERE namespace = ? AND until < ?", (self._namespace, now))
+        row = connection.execute(
+            "SELECT id FROM once WHERE namespace = ? AND key = ?", (self._namespace, once)
+        ).fetchone()
+        if row is not None:
+            return str(row[0])
+        until = now + self._once_ttl
+        connection.execute("INSERT INTO once VALUES (?, ?, ?, ?)", (self._namespace, once, identifier, until))
+        return None
+
+    def lease(self, name: str, holder: str, seconds: float) -> bool:
+        """Let one process of the machine have ``name``."""
+        now = _machine_time()
+        with self._transaction() as connection:
+            self._position(connection, create=True)
+            row = connection.execute(
+                "SELECT holder, until FROM lease WHERE namespace = ? AND name = ?", (self._namespace, name)
+            ).fetchone()
+            if row is not None and row[0] != holder and row[1] > now:
+                return False
+            connection.execute(
+                "INSERT OR REPLACE INTO lease VALUES (?, ?, ?, ?)", (self._namespace, name, holder, now + seconds)
+            )
+        return True
 
     def cover(self, keys: Sequence[str | None], fetch: Sequence[str | None], after: str | None) -> Position:
         """Read what the log remembers of ``fetch``; from the first call on, listen."""
@@ -157,7 +204,7 @@ class SQLiteBroker:
 
     def _begin_anew(self, connection: sqlite3.Connection) -> str:
         epoch = secrets.token_hex(6)
-        for table in ("event", "floor", "log"):
+        for table in ("event", "floor", "once", "lease", "log"):
             connection.execute(f"DELETE FROM {table} WHERE namespace = ?", (self._namespace,))  # noqa: S608
         connection.execute("INSERT INTO log VALUES (?, ?, 0, ?, 0)", (self._namespace, epoch, self._this_boot()))
         return epoch

@@ -49,7 +49,7 @@ class RedisReplayMachine(OutsideReplayMachine):
 
 
 TestReplay = RedisReplayMachine.TestCase
-TestReplay.settings = hypothesis_settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestReplay.settings = hypothesis_settings(max_examples=100, stateful_step_count=30, deadline=None)
 
 
 class TestRedisBroker(BrokerContract):

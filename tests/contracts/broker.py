@@ -143,6 +143,57 @@ class BrokerContract:
         finally:
             broker.close()
 
+    def test_calls_with_one_idempotency_key_make_one_event(self, started: Start) -> None:
+        (broker, messages), (other, _) = started(), started()
+        others = [broker, other] if broker.remembers else [broker]
+        ids = {some.publish(key, body("x"), "task 7") for some in others * 3 for key in ("a", None)}
+        assert len(ids) == 1
+        assert broker.publish("a", body("x"), "task 8") not in ids
+        wait_for(lambda: len(messages) == 2, "both are delivered")
+
+    def test_an_event_with_an_id_of_its_own_and_an_idempotency_key_is_made_once(self, started: Start) -> None:
+        broker, messages = started()
+        assert broker.publish("a", body("x", id="own"), "task") == "own"
+        assert broker.publish("a", body("x", id="own"), "task") == "own"
+        last = broker.publish("a", body("y"))
+        wait_for(lambda: messages and messages[-1].id == last, "all are delivered")
+        assert [message.id for message in messages] == ["own", last]
+
+    def test_an_idempotency_key_is_forgotten_after_its_time(self, started: Start) -> None:
+        broker, _ = started(idempotency_ttl=0.05)
+        first = broker.publish("a", body("x"), "task")
+        wait_for(lambda: broker.publish("a", body("x"), "task") != first, "it makes another event")
+
+    def test_publishers_at_once_with_one_idempotency_key_get_one_id(self, started: Start) -> None:
+        broker, messages = started()
+        ids: list[str] = []
+        threads = [
+            threading.Thread(target=lambda number=number: ids.append(broker.publish("a", body("x"), f"task {number}")))  # type: ignore[misc]
+            for number in range(20)
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert (len(ids), len(set(ids))) == (80, 20)
+        wait_for(lambda: len(messages) == 20, "all are delivered")
+
+    def test_a_lease_is_held_by_one_and_handed_on_when_it_ends(self, started: Start) -> None:
+        (broker, _), (other, _) = started(), started()
+        if not broker.remembers:
+            assert broker.lease("clock", "one", 10)
+            assert other.lease("clock", "two", 10), "another log, which is another process's"
+            return
+        assert broker.lease("clock", "one", 0.3)
+        assert not other.lease("clock", "two", 10)
+        assert other.lease("something else", "two", 10)
+        assert broker.lease("clock", "one", 0.2), "it may be held for longer"
+        wait_for(lambda: other.lease("clock", "two", 10), "it ends")
+        assert not broker.lease("clock", "one", 10)
+        other.lease("clock", "two", 0)
+        assert broker.lease("clock", "one", 10), "it was given back"
+
     def test_closing_twice_does_nothing(self, started: Start) -> None:
         broker, _ = started()
         broker.publish("a", body("x"))
