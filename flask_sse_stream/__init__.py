@@ -9,7 +9,7 @@ The way of an event, and where each part of it lives:
 * ``stream``: one client's queue and cursor, and how it may end.
 * ``transports``: move a stream's bytes to its client.
 * ``wsgi``, ``extension``: answer requests, for any WSGI app and for Flask.
-* ``publisher``: publishes from processes that have no streams.
+* ``publisher``, ``bridge``: publish from processes that have no streams, and what other software says.
 * ``settings``, ``errors``: what can be set, and what can go wrong.
 """
 

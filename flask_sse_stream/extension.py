@@ -19,6 +19,7 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import Forbidden, HTTPException, NotAcceptable, NotFound, Unauthorized
 from werkzeug.wsgi import ClosingIterator
 
+from .bridge import Bridge, Target
 from .errors import AccessDenied, SettingsError
 from .event import END_ID, Event
 from .pools import PoolManager, Stats
@@ -202,6 +203,13 @@ class SSE:
     def lease(self, name: str, seconds: float) -> bool:
         """Let this process have ``name`` for so long, unless another one has it. See :meth:`PoolManager.lease`."""
         return self.manager.lease(name, seconds)
+
+    def bridge(self, channel: str, to: Target, *, event: str | None = None, url: str | None = None) -> Bridge:
+        """Publish what other software publishes on a channel of Redis's. See :class:`~flask_sse_stream.bridge.Bridge`.
+
+        Call it after ``init_app``. It listens from the first stream of a process on.
+        """
+        return Bridge(self.manager, channel, to, event=event, url=url)
 
     def count(self, key: str) -> int:
         """How many streams of this process listen to ``key``."""

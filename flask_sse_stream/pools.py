@@ -19,7 +19,6 @@ no framework.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -162,6 +161,8 @@ class PoolManager:
         # What every stream begins with: servers send no head before the first bytes of a body.
         retry = self.settings.retry
         self._preamble = (retry_block(retry) if retry is not None else b"") + b": open\n\n"
+        self.starting: list[Callable[[], object]] = []  # called with the first stream of a process
+        self.stopping: list[Callable[[], object]] = []  # called by shutdown()
         self._begin()
         _managers.add(self)
 
@@ -294,6 +295,12 @@ class PoolManager:
         held = self._outside(lambda: self._broker.lease(name, self._holder, seconds))
         (self._leases.add if held else self._leases.discard)(name)
         return held
+
+    def give_back(self, name: str) -> None:
+        """End a lease that this process has before its time. Raises :class:`BrokerError`."""
+        if name in self._leases:
+            self._leases.discard(name)
+            self._outside(lambda: self._broker.lease(name, self._holder, 0))
 
     def dumps(self, value: Any) -> str:
         """Express a value as JSON."""
@@ -508,6 +515,7 @@ class PoolManager:
         self._opened += 1
 
     def _start_flusher(self, runtime: Runtime) -> None:
+        first: list[Callable[[], object]] = []
         with self._flusher_lock:
             if self._flusher is None or not self._flusher.alive:
                 # Weakly: a thread or greenlet that waits must not keep an app alive that is otherwise gone.
@@ -520,6 +528,9 @@ class PoolManager:
                 self._flusher = runtime.start_flusher(flush)
                 weakref.finalize(self, self._flusher.stop).atexit = False
                 self._flusher.wake()
+                first = self.starting
+        for call in first:
+            call()
         # The newest stream is the last to be silent for too long; so only the first one brings a date forward.
         if len(self._rounds.streams) == 1 or self.settings.max_age is not None:
             self._flusher.wake()
@@ -696,9 +707,11 @@ class PoolManager:
         self.drain()
         if self._flusher is not None:
             self._flusher.stop()
-        for name in self._leases:
+        for stop in self.stopping:
+            stop()
+        for name in list(self._leases):
             with contextlib.suppress(BrokerError):  # Then it ends by itself.
-                self._outside(functools.partial(self._broker.lease, name, self._holder, 0))
+                self.give_back(name)
         self._broker.close()
 
 

@@ -25,7 +25,7 @@ LAYERS: list[set[str]] = [
     {"rounds"},
     {"pools"},
     {"transports.iterator", "transports.gevent", "transports.servers"},
-    {"wsgi", "publisher", "tickets", "jobs", "metrics"},
+    {"wsgi", "publisher", "bridge", "tickets", "jobs", "metrics"},
     {"extension", "testing"},
     {"cli"},
     {""},

@@ -99,6 +99,7 @@ class Listener:
             raise BrokerError(
                 f"{wake_directory}: {error.strerror}; processes are woken through it: let this user write there"
             ) from error
+        _listeners.add(self)
         self._thread = threading.Thread(target=self._run, name="sse-sqlite", daemon=True)
         self._thread.start()
 
@@ -112,6 +113,10 @@ class Listener:
             made.close()
             raise
         return made
+
+    def forked(self) -> None:
+        """Let go of what is the parent's, in a child."""
+        self._socket.close()
 
     def stop(self) -> None:
         """Let the thread end, and wait until it has: it must not use a connection that is being closed."""
@@ -200,6 +205,17 @@ class Listener:
         if len(messages) < READ_EVENTS:
             self._head = max(self._head, head)
         return len(messages) == READ_EVENTS
+
+
+_listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for listener in list(_listeners):
+        listener.forked()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 @contextlib.contextmanager

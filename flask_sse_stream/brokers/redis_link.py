@@ -9,9 +9,12 @@ Deadlines are monotonic times.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import re
+import select
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, cast
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
@@ -27,7 +30,7 @@ try:
 except ImportError as error:
     raise SettingsError("redis:// needs redis-py: install it with: pip install 'flask-sse-stream[redis]'") from error
 
-__all__ = ["Link", "NotTaken", "Server", "broker_error", "is_elsewhere", "is_permanent", "patiently"]
+__all__ = ["Bell", "Link", "NotTaken", "Server", "broker_error", "is_elsewhere", "is_permanent", "patiently"]
 
 _HOPS: Final = 5
 _SENTINEL_SECONDS: Final = 0.5  # for one that does not answer, since there are others
@@ -157,10 +160,16 @@ class Link:
         self._until(time.monotonic())
         return bool(self._connection.can_read(0))
 
-    def fileno(self) -> int:
-        """Give the descriptor to wait at where :meth:`can_read` says no."""
-        sock = self._connection._sock
-        return int(sock.fileno()) if sock is not None else -1
+    def wait(self, seconds: float, bell: Bell) -> bool:
+        """Wait until something has come, the bell is rung, or the time is over; say whether something has come."""
+        if self.can_read():  # it may lie in a buffer
+            return True
+        ready = select.poll()
+        ready.register(self._connection._sock, select.POLLIN)
+        ready.register(bell, select.POLLIN)
+        ready.poll(max(0.0, seconds) * 1000)
+        bell.silence()
+        return self.can_read()
 
     def _until(self, deadline: float) -> None:
         sock = self._connection._sock
@@ -187,6 +196,34 @@ def _refuse(_: Any) -> None:
 
 def _text(reply: Any) -> str:
     return reply.decode("utf-8", "replace") if isinstance(reply, bytes) else str(reply)
+
+
+class Bell:
+    """Wakes a thread that waits for a link. Linux's own pipe, which monkey patching leaves alone."""
+
+    def __init__(self) -> None:
+        self._heard, self._rung = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        weakref.finalize(self, _close_both, self._heard, self._rung)
+
+    def ring(self) -> None:
+        """Wake it. From any thread; never waits."""
+        with contextlib.suppress(BlockingIOError):  # it has been rung often enough
+            os.write(self._rung, b"!")
+
+    def fileno(self) -> int:
+        """Give the descriptor to wait at."""
+        return self._heard
+
+    def silence(self) -> None:
+        """Let the next wait wait."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._heard, 4096)
+
+
+def _close_both(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
 class Server:

@@ -12,12 +12,9 @@ later.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import random
 import re
-import select
 import threading
 import time
 import weakref
@@ -31,7 +28,7 @@ from ..event import Message
 from ..settings import Settings
 from ..transports.base import Waiter, current_runtime
 from .base import BrokerStats, Delivery, Gap, History, Life, Position
-from .redis_link import Link, NotTaken, Server, broker_error, is_permanent
+from .redis_link import Bell, Link, NotTaken, Server, broker_error, is_permanent
 from .redis_scripts import READ, Entry, Found, Names, Reading, live_message, new_life, reading
 
 __all__ = ["Listener", "Log"]
@@ -106,8 +103,7 @@ class Listener:
         self._error = ""
         self._complained = False
         self._stopped = threading.Event()
-        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        weakref.finalize(self, _close_both, self._woken, self._wake)
+        self._bell = Bell()
         self._thread = threading.Thread(target=self._run, name="sse-redis", daemon=True)
         self._thread.start()
 
@@ -118,13 +114,9 @@ class Listener:
     def stop(self) -> None:
         """Let the thread end."""
         self._stopped.set()
-        self._wake_up()
+        self._bell.ring()
         if self._thread is not threading.current_thread():
             self._thread.join(2 * TICK_SECONDS)
-
-    def _wake_up(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # it has been woken often enough
-            os.write(self._wake, b"!")
 
     # Asking, from any thread
 
@@ -139,7 +131,7 @@ class Listener:
                 if request is None:
                     break
                 request.waiters.append(waiter)
-            self._wake_up()
+            self._bell.ring()
             while not request.done:
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -268,15 +260,8 @@ class Listener:
 
     def _receive(self, link: Link) -> Sequence[Any] | None:
         """Give the next message or answer; ``None`` where nothing came before something else is to be done."""
-        if not link.can_read():
-            ready = select.poll()
-            ready.register(link, select.POLLIN)
-            ready.register(self._woken, select.POLLIN)
-            ready.poll(max(0.0, self._ticked + TICK_SECONDS - time.monotonic()) * 1000)
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._woken, 4096)
-            if not link.can_read():
-                return None
+        if not link.wait(self._ticked + TICK_SECONDS - time.monotonic(), self._bell):
+            return None
         reply = link.receive(time.monotonic() + SILENCE_SECONDS)
         self._heard = time.monotonic()
         return reply if isinstance(reply, list) and reply else [reply]
@@ -455,9 +440,3 @@ class _Missed:
             self.entries += [(entry, key) for entry in found.entries]
             self.skipped += found.skipped
             self.after[key] = found.last
-
-
-def _close_both(*descriptors: int) -> None:
-    for descriptor in descriptors:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
