@@ -1,5 +1,5 @@
 # "make demo" and "make test" need Python 3.10 or newer and make: the rest they fetch themselves, the
-# Python packages into .venv and, for the tests, a browser, Redis, curl and a C compiler from Debian.
+# Python packages into .venv and, for the tests, a browser, Redis, nginx, curl and a C compiler from Debian.
 
 PYTHON ?= python3
 PORT ?= 5000
@@ -70,6 +70,7 @@ clean:  ## everything that these targets made
 # -- what the targets stand on ------------------------------------------------------------------------
 
 # $(call from-debian,PACKAGES,WHAT FOR): a shell command that installs them, or says what to do and fails.
+# What is offline starts no service: the tests start the programs themselves, and port 80 is nobody's business here.
 define from-debian
 { \
 	as=no; \
@@ -81,7 +82,7 @@ define from-debian
 	fi; \
 	echo "Installing Debian packages:" $(1); \
 	$$as apt-get update -qq \
-	&& $$as env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1); \
+	&& $$as env DEBIAN_FRONTEND=noninteractive SYSTEMD_OFFLINE=1 apt-get install -qq -y --no-install-recommends $(1); \
 }
 endef
 
@@ -89,10 +90,11 @@ endef
 find-compiler = printf '\043include <stdio.h>\n' | cc -fsyntax-only -x c - 2>/dev/null \
 	|| missing="$$missing gcc libc6-dev"
 
+# Debian has nginx where it is not on everybody's PATH.
 test-programs:
 	@missing=; \
-	for program in chromium redis-server curl; do \
-		command -v "$$program" >/dev/null || missing="$$missing $$program"; \
+	for program in chromium redis-server nginx curl; do \
+		PATH="$$PATH:/usr/sbin" command -v "$$program" >/dev/null || missing="$$missing $$program"; \
 	done; \
 	$(find-compiler); \
 	[ -z "$$missing" ] || $(call from-debian,$$missing,What the tests drive is)

@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 from flask import Flask
 from support import ROOT, wait_for
@@ -408,10 +409,17 @@ def test_gunicorns_hook_drains_the_streams_of_a_worker_that_is_told_to_stop() ->
     page = Page("docs/deploying.rst")
     app = page["app"]
     reader = Reader(app, "/stream")
-    page["drain_when_it_stops"](types.SimpleNamespace(alive=False, wsgi=app))
+    hook = gevent.spawn(page["drain_when_it_stops"], types.SimpleNamespace(alive=False, wsgi=app))
+    gevent.sleep(0)
     reader.to_the_end()
+    late = Reader(app, "/stream")  # as a worker that was told to stop is still asked for some
+    with gevent.Timeout(5):
+        while app.extensions["sse_stream"].stats().streams:
+            gevent.sleep(0.01)
+    late.to_the_end()
+    hook.kill()
     stats = app.extensions["sse_stream"].stats()
-    assert stats.closed == {"shutdown": 1}
+    assert stats.closed == {"shutdown": 2}
     assert reader.decoder.retry is not None
     assert 3000 <= reader.decoder.retry <= 8000
 

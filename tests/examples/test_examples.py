@@ -285,8 +285,9 @@ def test_a_signal_ends_it_quietly_while_somebody_listens(name: str, how: signal.
 
 def test_the_readme_lists_every_example() -> None:
     listed = re.findall(r"^\| \[([a-z_/.]+)\]", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
-    assert sorted(listed) == sorted([*(path.name for path in EXAMPLES.glob("*.py")), "demo/"])
-    assert sorted(listed) == sorted([*(f"{name}.py" for name in NAMES), "demo/"])
+    directories = [f"{path.parent.name}/" for path in EXAMPLES.glob("*/app.py")]
+    assert sorted(listed) == sorted([*(path.name for path in EXAMPLES.glob("*.py")), *directories])
+    assert sorted(listed) == sorted([*(f"{name}.py" for name in NAMES), *directories])
 
 
 @pytest.mark.parametrize("name", NAMES)
