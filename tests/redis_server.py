@@ -209,6 +209,10 @@ class RedisServer(Server):
         """Give one line of ``INFO``."""
         return self.cli("INFO", section).get(name)
 
+    @property
+    def version(self) -> tuple[int, ...]:
+        return tuple(map(int, self.info("server", "redis_version").split(".")))
+
     def wait_for_link(self) -> None:
         """Wait until this replica has its master's data and follows it."""
         wait_for(lambda: self.info("replication", "master_link_status") == "up", "the replica follows")

@@ -13,7 +13,7 @@ from contracts.replay import OutsideReplayMachine
 from fakes import House
 from hypothesis import settings as hypothesis_settings
 from hypothesis.stateful import rule
-from redis_server import RedisServer
+from redis_server import RedisCluster, RedisServer, Sentinel
 from support import wait_for
 
 from flask_sse_stream.brokers.base import Broker, broker_from_url
@@ -89,3 +89,55 @@ class TestRedisBroker(BrokerContract):
             identifier = publisher.publish("a", body(str(number)))
             assert listener.cover(["a"], [], identifier) == place(identifier)
             assert messages[-1].id == identifier
+
+
+@pytest.fixture(scope="module")
+def persistent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("persistent"), persistent=True, password="p: 100%/@#?") as server:
+        yield server
+
+
+class TestRedisThatPersistsAndWantsAPassword(TestRedisBroker):
+    @pytest.fixture(autouse=True)
+    def _server(self, persistent: RedisServer) -> None:
+        self.url = persistent.url
+        self.namespace = f"test-{secrets.token_hex(4)}"
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("secure"), tls=True) as server:
+        yield server
+
+
+class TestRedisOverTLS(TestRedisBroker):
+    @pytest.fixture(autouse=True)
+    def _server(self, secure: RedisServer) -> None:
+        self.url = secure.url
+        self.namespace = f"test-{secrets.token_hex(4)}"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    with RedisCluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+class TestRedisClusterThroughTheNodeThatDoesNotHaveTheLog(TestRedisBroker):
+    @pytest.fixture(autouse=True)
+    def _server(self, cluster: RedisCluster) -> None:
+        self.namespace = f"test-{secrets.token_hex(4)}"
+        self.url = cluster.stranger(f"{{{self.namespace}}}:log").url
+
+
+@pytest.fixture(scope="module")
+def sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinel]:
+    with Sentinel(tmp_path_factory.mktemp("sentinel"), password="secret") as servers:
+        yield servers
+
+
+class TestRedisUnderSentinel(TestRedisBroker):
+    @pytest.fixture(autouse=True)
+    def _server(self, sentinel: Sentinel) -> None:
+        self.url = sentinel.url
+        self.namespace = f"test-{secrets.token_hex(4)}"
