@@ -256,6 +256,10 @@ class Server:
             if ours in options:
                 raise ValueError(f"{ours} is this extension's to set: leave it out")
         self._class = SSLConnection if secure else Connection
+        try:
+            self._class(**options)  # connects to nothing
+        except TypeError as error:
+            raise ValueError(str(error).rpartition("() ")[2]) from error
         options.setdefault("host", "localhost")
         options.setdefault("port", 6379)
         return options
