@@ -43,6 +43,12 @@ AWAY = (
 )
 SILENT = r"upstream timed out \(110: [^)]*\) while reading upstream"
 
+# gunicorn leaves the files of its heartbeats open when it ends, and its older versions a socket that is bound no more.
+LEFT_OPEN = (
+    r"Exception ignored in: <(_io\.FileIO .*|socket\.socket fd=\d+, family=\S+, type=\S+, proto=0>)\n"
+    r"ResourceWarning: unclosed (file )?<\1\n"
+)
+
 # What somebody may have in the rest of a configuration that is bad for streams.
 ADVERSE = {
     "gzip on;": "gzip on; gzip_types *; gzip_min_length 0; gzip_proxied any; proxy_ignore_headers X-Accel-Buffering;",
@@ -108,12 +114,7 @@ class Site:
 
     def check_logs(self) -> None:
         """Find what nobody expects in them: in nginx's any line, in gunicorn's any that is not of level info."""
-        # gunicorn leaves the files of its heartbeats open when it ends.
-        said = re.sub(
-            r"Exception ignored in: <_io.FileIO .*\nResourceWarning: unclosed file <_io.FileIO .*\n",
-            "",
-            self.application.log,
-        )
+        said = re.sub(LEFT_OPEN, "", self.application.log)
         lines = [line for line in said.splitlines() if not re.match(r"\[[^]]+\] \[\d+\] \[INFO\] ", line)]
         lines += self.proxy.log.splitlines()
         for pattern in self.expected:
