@@ -1,0 +1,120 @@
+// The page's address names its tasks (?task=...&task=...), so it can be reloaded, kept and passed on. One EventSource
+// listens to all of them. Nothing that was received is ever put into the page as HTML.
+"use strict";
+
+const $ = (selector, within = document) => within.querySelector(selector);
+const MOST = 8; // tasks on one page; the oldest make room
+
+const cards = new Map(); // the element of each task, by its id
+let source = null;
+
+const number = (value) => value.toLocaleString("en");
+const over = (card) => ["done", "failed"].includes(card.dataset.state);
+
+// What is said aloud by a screen reader.
+function say(text) {
+  $("#says").textContent = text;
+}
+
+function complain(text) {
+  $("#problem").textContent = text;
+  $("#problem").hidden = !text;
+}
+
+function add(task) {
+  const card = $("#card").content.cloneNode(true).firstElementChild;
+  $("h2", card).textContent = "Task " + task.slice(0, 8);
+  $("h2", card).id = "title-" + task;
+  $("progress", card).setAttribute("aria-labelledby", "title-" + task);
+  cards.set(task, card);
+  $("#tasks").prepend(card);
+  while (cards.size > MOST) {
+    const [oldest, gone] = cards.entries().next().value;
+    cards.delete(oldest);
+    gone.remove();
+  }
+}
+
+// Each event has all of the state, so it does not matter which ones were seen before, or whether one comes again.
+function show(event) {
+  const state = JSON.parse(event.data);
+  const card = cards.get(state.task);
+  if (!card) return;
+  const quarter = (value) => Math.floor((4 * value) / state.of);
+  const bar = $("progress", card);
+  const title = `Names of at least ${number(state.letters)} ${state.letters === 1 ? "letter" : "letters"}`;
+  const before = card.dataset.state;
+  card.dataset.state = event.type;
+  $("h2", card).textContent = title;
+
+  let text;
+  if (event.type === "waiting") {
+    text = "Waiting for a worker";
+  } else if (event.type === "failed") {
+    text = `Failed: ${state.why}`;
+  } else {
+    text = `${number(state.done)} of ${number(state.of)} files`;
+    if (event.type === "done") text = `Done: ${text}`;
+  }
+  $(".state", card).textContent = text;
+  const further = quarter(state.done) > quarter(bar.value);
+  if (event.type === "progress" ? further || before === "unknown" : event.type !== before) say(`${title}: ${text}`);
+  if (state.of) {
+    bar.max = state.of;
+    bar.value = state.done;
+  }
+  if (event.type === "done") showNames($("ol", card), state.names);
+  if ([...cards.values()].every(over)) source.close(); // nothing will come any more
+}
+
+function showNames(list, names) {
+  list.hidden = false;
+  list.replaceChildren(
+    ...names.map(([name, count]) => {
+      const item = document.createElement("li");
+      const code = document.createElement("code");
+      const times = document.createElement("span");
+      code.textContent = name;
+      times.textContent = number(count);
+      item.append(code, times);
+      return item;
+    }),
+  );
+}
+
+// A new EventSource has no cursor, and gets the latest event of each task. When its connection breaks it comes back by
+// itself, with its cursor, and gets what it missed.
+function listen() {
+  source?.close();
+  if (!cards.size) return;
+  source = new EventSource("/stream?" + new URLSearchParams([...cards.keys()].map((task) => ["connectKey", "task-" + task])));
+  for (const type of ["waiting", "started", "progress", "done", "failed"]) source.addEventListener(type, show);
+  source.addEventListener("stream-reset", listen); // away for too long: begin anew, with the latest
+  source.addEventListener("open", () => complain(""));
+  source.addEventListener("error", (event) => {
+    const given = event.target.readyState === EventSource.CLOSED;
+    complain(given ? "The server refuses this page. Reload it to try again." : "The connection is cut. The browser tries again.");
+  });
+}
+
+$("#start").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  complain("");
+  try {
+    const answer = await fetch("/tasks", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ letters: $("#letters").valueAsNumber }),
+    });
+    if (!answer.ok) throw new Error(`the server says ${answer.status}`);
+    add((await answer.json()).task);
+  } catch (error) {
+    complain(`The task could not be started: ${error.message}.`);
+    return;
+  }
+  history.replaceState(null, "", "?" + new URLSearchParams([...cards.keys()].map((task) => ["task", task])));
+  listen();
+});
+
+for (const task of new Set(new URLSearchParams(location.search).getAll("task"))) add(task);
+listen();

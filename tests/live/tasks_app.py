@@ -1,0 +1,69 @@
+"""Tasks of Celery and of RQ, which publish by the one Publisher that was made when this module was imported.
+
+Run as a program it is a worker of RQ that has imported everything before its first job, as RQ's documentation advises.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+from celery import Celery, Task
+from redis import Redis
+
+from flask_sse_stream import Publisher
+
+REDIS_URL = os.environ["REDIS_URL"]
+
+celery = Celery("tasks_app", broker=REDIS_URL)
+celery.conf.update(task_ignore_result=True, broker_connection_retry_on_startup=True, worker_prefetch_multiplier=1)
+
+live = Publisher(os.environ["SSE_BROKER_URL"])
+
+# What is open in the parent is there when its children are forked.
+if "PUBLISH_AT_IMPORT" in os.environ:
+    live.publish(os.environ["PUBLISH_AT_IMPORT"], {"imported by": os.getpid()})
+
+
+def speak(key: str, name: int, count: int, together: int) -> None:
+    """Publish so many events, once so many tasks are at it."""
+    with Redis.from_url(REDIS_URL) as redis:
+        redis.incr(f"met-{key}")
+        deadline = time.monotonic() + 60
+        while int(redis.get(f"met-{key}") or 0) < together:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{together} tasks never were at work at once")
+            time.sleep(0.01)
+    for number in range(count):
+        live.publish(key, {"task": name, "number": number, "process": os.getpid()})
+
+
+@celery.task(name="speak")
+def speak_in_celery(*arguments: Any) -> None:
+    speak(*arguments)
+
+
+@celery.task(name="speak once", bind=True, acks_late=True, reject_on_worker_lost=True)
+def speak_once(self: Task[Any, Any], key: str, how: str) -> None:
+    """Publish, and come to nothing twice."""
+    live.publish(key, "once", idempotency_key=f"speak-once-{self.request.id}")
+    with Redis.from_url(REDIS_URL) as redis:
+        runs = redis.incr(f"runs-{key}")
+    if runs < 3 and how == "retried":
+        raise self.retry(countdown=0)
+    if runs < 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    live.publish(key, f"after {runs} runs")
+
+
+if __name__ == "__main__":
+    import sys
+
+    from rq import Queue, Worker
+
+    connection = Redis.from_url(REDIS_URL)
+    # Jobs name the module by its own name, and its children shall find the one that is here.
+    sys.modules["tasks_app"] = sys.modules["__main__"]
+    Worker([Queue("default", connection=connection)], connection=connection).work()
