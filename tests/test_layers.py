@@ -114,3 +114,12 @@ def test_importing_the_package_starts_no_thread_and_imports_no_gevent() -> None:
         "assert 'gevent' not in sys.modules and 'redis' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_nothing_depends_on_a_clock_that_can_be_set(module: str) -> None:
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        assert name not in ("time.time", "time.time_ns", "time.localtime", "datetime.now", "datetime.utcnow")
+    assert "datetime" not in imports(module, MODULES[module])
+    assert "time.time" not in imports(module, MODULES[module])

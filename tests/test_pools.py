@@ -905,6 +905,23 @@ def test_a_runtime_that_cannot_wait_lets_the_publisher_go_on() -> None:
     assert house.manager.stats().outbox > 256
 
 
+@pytest.mark.parametrize("url", ["memory://", "sqlite:///{path}/log.db"])
+def test_a_wall_clock_that_jumps_an_hour_changes_neither_order_nor_history_nor_heartbeats(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = House(broker_url=url.format(path=tmp_path), history_ttl=600.0, ping_interval=1000.0)
+    first, stream, expected = house.manager.publish("k", "0"), house.open(), []
+    real = time.time
+    for number, jump in enumerate((3600, -3600, 0, 86_400, -86_400), 1):
+        monkeypatch.setattr(time, "time", lambda jump=jump: real() + jump)
+        house.manager.publish("k", str(number))
+        expected.append(str(number))
+        assert house.data(house.open(after=first)) == expected
+    assert house.data(stream) == expected
+    assert house.take(stream) == b"", "no heartbeat was due"
+    house.manager.shutdown()
+
+
 # Once, and by one
 
 

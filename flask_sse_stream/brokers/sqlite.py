@@ -73,7 +73,10 @@ def _boot_id() -> str:
 
 
 def _machine_time() -> float:
-    """Give seconds that all processes of this run of the machine share, and that nobody can set."""
+    """Give seconds that all processes of this run of the machine share, and that nobody can set.
+
+    A log is of one run of the machine (clock_gettime(2): CLOCK_MONOTONIC is the system's, not the process's).
+    """
     return time.monotonic()
 
 
@@ -129,7 +132,7 @@ class SQLiteBroker:
                     return made
             connection.execute("UPDATE log SET head = ? WHERE namespace = ?", (seq, self._namespace))
             connection.execute(
-                "INSERT INTO event VALUES (?, ?, ?, ?, ?)", (self._namespace, seq, name, time.time(), body)
+                "INSERT INTO event VALUES (?, ?, ?, ?, ?)", (self._namespace, seq, name, _machine_time(), body)
             )
             # By chance, so that no rhythm of keys leaves one of them untrimmed for ever.
             if random.random() < 1 / _TRIM_EVERY:  # noqa: S311
@@ -236,7 +239,7 @@ class SQLiteBroker:
             "SELECT seq, key, created, body FROM event WHERE namespace = ? AND key = ? ORDER BY seq DESC LIMIT ?",
             (self._namespace, name, self._size + 1),
         ).fetchall()
-        oldest = time.time() - self._ttl
+        oldest = _machine_time() - self._ttl
         kept = [row for row in rows[: self._size] if row[2] >= oldest]
         if len(kept) < len(rows):
             floor = max(floor, int(rows[len(kept)][0]))
@@ -244,10 +247,8 @@ class SQLiteBroker:
 
     def _message(self, epoch: str, row: tuple[int, str, float, bytes]) -> Message:
         seq, name, created, body = row
-        # The age is told by the wall clock, which may have been set; an event of the future is new.
-        age = max(0.0, time.time() - created)
         key = None if name == _ALL else name
-        return Message(key, epoch, seq, body, time.monotonic() - age, resumable=self._size > 0)
+        return Message(key, epoch, seq, body, created, resumable=self._size > 0)
 
     def read_after(self, seq: int) -> tuple[str, int, list[Message], dict[str | None, int]]:
         """Give epoch and head, the next messages after ``seq``, and by key up to where others had gone by then."""
@@ -271,7 +272,7 @@ class SQLiteBroker:
             "SELECT seq FROM event WHERE namespace = ? AND key = ? ORDER BY seq DESC LIMIT 1 OFFSET ?",
             (self._namespace, name, size),
         ).fetchone()
-        oldest = time.time() - max(self._ttl, 10 * LOOK_SECONDS)
+        oldest = _machine_time() - max(self._ttl, 10 * LOOK_SECONDS)
         stale: dict[str, int] = {}
         # The oldest come first, so there is no need to look at them all.
         for key, seq, created in connection.execute(

@@ -183,8 +183,8 @@ def test_the_file_does_not_grow_without_end(log: Log) -> None:
 def test_events_that_are_too_old_are_not_remembered(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     broker, delivered = log.broker(history_ttl=100.0)
     old = broker.publish("a", body("x"))
-    now = time.time()
-    monkeypatch.setattr("flask_sse_stream.brokers.sqlite.time.time", lambda: now + 150)
+    now = time.monotonic()
+    monkeypatch.setattr("flask_sse_stream.brokers.sqlite._machine_time", lambda: now + 150)
     new = broker.publish("a", body("y"))
     history = fetch(broker, delivered, "a", old)[1]
     assert (history.floor, [message.id for message in history.messages]) == (place(old)[1], [new])
@@ -255,9 +255,9 @@ def test_very_many_keys_have_one_floor_together(log: Log, monkeypatch: pytest.Mo
     monkeypatch.setattr("flask_sse_stream.brokers.sqlite._FLOORS", 5)
     monkeypatch.setattr("flask_sse_stream.brokers.sqlite._TRIM_EVERY", 1)
     broker, delivered = log.broker(history_ttl=100.0)
-    now = time.time()
+    now = time.monotonic()
     published = [broker.publish(f"job {number}", body("x")) for number in range(20)]
-    monkeypatch.setattr("flask_sse_stream.brokers.sqlite.time.time", lambda: now + 150)
+    monkeypatch.setattr("flask_sse_stream.brokers.sqlite._machine_time", lambda: now + 150)
     broker.publish("k", body("x"))
     with broker._reading() as connection:
         (floors,) = connection.execute("SELECT COUNT(*) FROM floor").fetchone()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable
 
 import gevent
 import gevent.monkey
 from contracts.transport import TransportContract
+from support import ROOT
 
 from flask_sse_stream.transports.gevent import GeventRuntime, GeventWaiter, Mailbox, in_gevent
 
@@ -137,3 +142,86 @@ def test_a_thread_that_ended_has_taken_its_flusher_along() -> None:
         thread.start()
         thread.join(5)
     assert not flushers[0].alive
+
+
+# What waits for a store
+
+
+def test_a_greenlet_that_waits_for_a_store_holds_up_nobody_but_itself() -> None:
+    script = """
+        import gevent, time
+        from flask_sse_stream.transports.base import current_runtime
+
+        turns = 0
+        def others():
+            global turns
+            while True:
+                turns += 1
+                gevent.sleep(0.01)
+
+        def wait():
+            time.sleep(0.5)  # not gevent's: nothing is patched
+            return "done"
+
+        beside = gevent.spawn(others)
+        asking = gevent.spawn(lambda: current_runtime().outside(wait))
+        assert asking.get() == "done"
+        assert turns > 10, turns
+        beside.kill()
+    """
+    run_unpatched(script)
+
+
+def test_what_a_store_raises_is_raised_in_the_greenlet_and_printed_nowhere() -> None:
+    script = """
+        import gevent
+        from flask_sse_stream import BrokerError
+        from flask_sse_stream.transports.base import current_runtime
+
+        def fail():
+            raise BrokerError("away")
+
+        def ask():
+            try:
+                current_runtime().outside(fail)
+            except BrokerError as error:
+                return str(error)
+
+        assert gevent.spawn(ask).get() == "away"
+    """
+    assert run_unpatched(script) == ""
+
+
+def test_a_callback_of_a_patched_hub_is_told_that_it_cannot_wait() -> None:
+    script = """
+        from gevent import monkey
+        monkey.patch_all()
+        import gevent
+        from flask_sse_stream import BrokerError
+        from flask_sse_stream.transports.base import current_runtime
+
+        said = []
+        def callback():
+            try:
+                current_runtime().outside(lambda: None)
+            except BrokerError as error:
+                said.append(str(error))
+        gevent.get_hub().loop.run_callback(callback)
+        gevent.sleep(0.01)
+        assert "spawn a greenlet" in said[0], said
+        assert gevent.spawn(lambda: current_runtime().outside(lambda: 5)).get() == 5
+    """
+    run_unpatched(script)
+
+
+def run_unpatched(script: str) -> str:
+    """Run code in a process of its own, in which nothing is patched yet; give what it says on its error channel."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
