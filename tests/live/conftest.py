@@ -7,6 +7,8 @@ own. What has to kill its server starts one with ``fresh``.
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import resource
 import signal
 import time
@@ -17,7 +19,9 @@ from typing import Any
 import httpx
 import pytest
 from clients import DEADLINE, Curl, Listener, Raw
+from redis_server import RedisServer
 from support import ROOT, Server, free_port, python, wait_for
+from workers import LEFT_OPEN, Command, Crowd, Log, Workers, gunicorn
 
 HERE = Path(__file__).parent
 PING = 0.4
@@ -164,3 +168,57 @@ def fresh(tmp_path: Path) -> Iterator[Callable[..., LiveServer]]:
 def key(request: pytest.FixtureRequest) -> str:
     """A key that no other test uses."""
     return f"{request.node.name}-{time.monotonic_ns()}"
+
+
+# Several processes on one log
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A server that the tests of a module share, each with a namespace of its own."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Log:
+    """A log that no other test uses."""
+    directory = tmp_path / "data"
+    directory.mkdir()
+    if request.param == "sqlite":
+        return Log(f"sqlite:///{directory}/log.db", "sse", directory)
+    redis: RedisServer = request.getfixturevalue("redis")
+    return Log(redis.url, f"test-{os.urandom(8).hex()}", directory, redis)
+
+
+@pytest.fixture
+def serve(tmp_path: Path, log: Log) -> Iterator[Callable[..., Workers]]:
+    """Start gunicorn with these options, or what another command makes of them; no server may log a traceback."""
+    servers: list[Workers] = []
+    with contextlib.ExitStack() as stack:
+
+        def start(
+            *options: str,
+            command: Command = gunicorn,
+            app: str = "workers_app:app",
+            **environment: str,
+        ) -> Workers:
+            options = (*options, app) if command is gunicorn else options
+            server = Workers(command, options, tmp_path / f"log-{len(servers)}", log, **environment)
+            servers.append(server)
+            stack.callback(server.stop)
+            server.start()
+            return server
+
+        yield start
+    for server in servers:
+        said = re.sub(LEFT_OPEN, "", server.log)
+        for sign in ("Traceback", "Exception ignored", "Warning", "live events wait"):
+            assert sign not in said, said[-5000:]
+
+
+@pytest.fixture
+def crowd() -> Iterator[Crowd]:
+    """Clients, none of which may ever be answered something other than a stream."""
+    with Crowd() as crowd:
+        yield crowd

@@ -1,13 +1,20 @@
 """The app that several processes serve at once; its settings are the environment's ``SSE_`` variables.
 
-Every response tells which process it came from. Run as a program it is one process of gevent's own server, unpatched.
+Every response tells which process it came from. Run as a program it is one process of gevent's own server, and with
+``--patch`` one that is patched in full; PATCH in the environment does so anywhere.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+
+if "--patch" in sys.argv or "PATCH" in os.environ:
+    from gevent import monkey
+
+    monkey.patch_all()
+
+import json
 from typing import Any
 
 from flask import Flask, Response, request
@@ -40,7 +47,8 @@ def tell_the_process(response: Response) -> Response:
 
 @app.post("/publish/<key>")
 def publish(key: str) -> ResponseReturnValue:
-    return sse.publish(key, request.get_data(as_text=True))
+    once = request.headers.get("Idempotency-Key")
+    return sse.publish(key, request.get_data(as_text=True), idempotency_key=once)
 
 
 @app.get("/process")
