@@ -5,9 +5,11 @@ Run as a program it is a worker of RQ that has imported everything before its fi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from celery import Celery, Task
@@ -27,9 +29,19 @@ if "PUBLISH_AT_IMPORT" in os.environ:
     live.publish(os.environ["PUBLISH_AT_IMPORT"], {"imported by": os.getpid()})
 
 
+@contextlib.contextmanager
+def connected() -> Iterator[Redis]:
+    """Give a client of Redis for as long as the block lasts."""
+    redis = Redis.from_url(REDIS_URL)
+    try:
+        yield redis
+    finally:
+        redis.connection_pool.disconnect()  # which redis-py 5.0 does not do by itself for a client that has a URL
+
+
 def speak(key: str, name: int, count: int, together: int) -> None:
     """Publish so many events, once so many tasks are at it."""
-    with Redis.from_url(REDIS_URL) as redis:
+    with connected() as redis:
         redis.incr(f"met-{key}")
         deadline = time.monotonic() + 60
         while int(redis.get(f"met-{key}") or 0) < together:
@@ -49,7 +61,7 @@ def speak_in_celery(*arguments: Any) -> None:
 def speak_once(self: Task[Any, Any], key: str, how: str) -> None:
     """Publish, and come to nothing twice."""
     live.publish(key, "once", idempotency_key=f"speak-once-{self.request.id}")
-    with Redis.from_url(REDIS_URL) as redis:
+    with connected() as redis:
         runs = redis.incr(f"runs-{key}")
     if runs < 3 and how == "retried":
         raise self.retry(countdown=0)

@@ -170,7 +170,7 @@ def test_jobs_of_rq_have_been_heard_when_their_process_ends(
     else:
         started = worker(python(str(HERE / "tasks_app.py")), "Listening on default", PUBLISH_AT_IMPORT=key)
     tasks, count = 6, 30
-    with Redis.from_url(redis.url) as connection:
+    with Redis(host="127.0.0.1", port=redis.port) as connection:
         queue = Queue("default", connection=connection)
         for name in range(tasks):
             queue.enqueue("tasks_app.speak", key, name, count, 1)
