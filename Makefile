@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 .DELETE_ON_ERROR:
 # Two pips in one environment break it, so -j is not for this file.
 .NOTPARALLEL:
-.PHONY: help demo test bench docs style typing package tox clean test-programs compiler
+.PHONY: help demo test bench docs style typing package tox clean test-programs bench-programs
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -32,9 +32,11 @@ test: test-programs $(VENV)/.with-tests  ## the whole test suite, then again und
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	$(BIN)/python -m gevent.monkey --module pytest $(PYTEST_ARGS) -m "not live and not browser" || [ $$? -eq 5 ]
 
-bench: compiler $(VENV)/.with-bench  ## what a delivery and an idle client cost on this machine
+bench: bench-programs $(VENV)/.with-bench  ## what a delivery, an idle client and a broker cost on this machine
 	$(BIN)/python benchmarks/fanout.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/memory.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/brokers.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/reconnect_storm.py $(BENCH_ARGS)
 
 docs: $(VENV)/.with-docs  ## the documentation, where a warning is an error
 	$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs docs/_build/html
@@ -99,9 +101,11 @@ test-programs:
 	$(find-compiler); \
 	[ -z "$$missing" ] || $(call from-debian,$$missing,What the tests drive is)
 
-compiler:
-	@missing=; $(find-compiler); \
-	[ -z "$$missing" ] || $(call from-debian,$$missing,The C compiler for the load generator is)
+bench-programs:
+	@missing=; \
+	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	$(find-compiler); \
+	[ -z "$$missing" ] || $(call from-debian,$$missing,What the benchmarks need is)
 
 # Debian keeps ensurepip in a package of its own, and without it venv leaves half an environment behind.
 $(BIN)/python:

@@ -5,6 +5,8 @@ A new server is a file in ``servers/`` and a row in :data:`SERVERS`. It is start
 
 - ``GET /stream?connectKey=bench``: a stream whose first bytes come at once;
 - ``POST /publish?events=..&interval=..&size=..``: see ``servers/endpoint.py``.
+
+If its events are kept elsewhere, the environment variable ``BENCHMARK_STORE_URL`` says where.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ from statistics import median
 from typing import Any
 
 import psutil
-from load import BenchmarkError, Load
+from load import BenchmarkError, Load, Target
 
 HERE = Path(__file__).resolve().parent
-STREAM = "/stream?connectKey=bench"
+STREAM = "/stream?connectKey={key}"
+KEY = "bench"
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1
@@ -42,10 +45,18 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Server:
-    """How a server is started: its heading in the tables, and its command with ``{fd}`` for the socket."""
+    """How a server is started: its heading in the tables, and its command with ``{fd}`` for the socket.
+
+    ``store``
+        what keeps its events, see ``stores.py``; nothing if they stay in its process.
+    ``publisher``
+        how another process publishes to its clients, see ``publisher.py``; nothing if none can.
+    """
 
     label: str
     command: tuple[str, ...]
+    store: str = ""
+    publisher: str = ""
 
 
 def _pywsgi(file: str) -> tuple[str, ...]:
@@ -66,7 +77,14 @@ SERVERS = {
     "ours": Server("flask_sse_stream", _pywsgi("ours.py")),
     "handwritten-gunicorn": Server("hand-written, gunicorn", _gunicorn("handwritten")),
     "ours-gunicorn": Server("flask_sse_stream, gunicorn", _gunicorn("ours")),
+    "flask-sse": Server("Flask-SSE, Redis", _pywsgi("flasksse.py"), "redis", "flask-sse"),
+    "ours-memory": Server("memory://", _pywsgi("ours.py")),
+    "ours-sqlite": Server("sqlite://", _pywsgi("ours.py"), "sqlite", "ours"),
+    "ours-redis": Server("redis://", _pywsgi("ours.py"), "redis", "ours"),
+    "pubsub": Server("bare PUBLISH", _pywsgi("pubsub.py"), "redis", "pubsub"),
+    "xread": Server("hand-written, XREAD", _pywsgi("xread.py"), "redis", "xread"),
 }
+IN_PROCESS = tuple(name for name, server in SERVERS.items() if not server.store)
 DEFAULT_SERVERS = ("handwritten", "ours")
 
 
@@ -112,6 +130,10 @@ class Running:
         """Resident memory of the server in bytes."""
         return sum(int(process.memory_info().rss) for process in self.processes())
 
+    def peak(self) -> int:
+        """The most resident memory that the server's processes ever had, in bytes."""
+        return sum(_peak(process.pid) for process in self.processes())
+
     def publish(self, events: int, interval: float, size: int, seconds: float = 60.0) -> Published:
         """Make the server publish, and return when it has."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=seconds + events * interval)
@@ -140,21 +162,33 @@ def cpu_seconds(pid: int) -> float:
     return time.clock_gettime(clock.value)
 
 
-def _prepare_child(core: int | None) -> None:
-    """Runs in the server's process before its program: it dies with the benchmark, on its own core."""
+def _peak(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise BenchmarkError(f"The peak memory of process {pid} cannot be read.")
+
+
+def prepare_child(core: int | None = None) -> None:
+    """Runs in a child's process before its program: it dies with the benchmark, and may have its own core."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if core is not None:
         os.sched_setaffinity(0, {core})
 
 
-@contextlib.contextmanager
-def running(server: Server, core: int | None = None, ping_seconds: float = 10.0) -> Iterator[Running]:
-    """Run a server in a process of its own; it is gone afterwards, whatever happens."""
-    environment = dict(os.environ, BENCHMARK_PING_SECONDS=str(ping_seconds))
+def child_environment(**variables: str) -> dict[str, str]:
+    """The environment of a child in Python."""
     # The checkout this file is in is what shall be measured, not a release that is installed as well.
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(HERE.parent), str(HERE / "servers"), environment.get("PYTHONPATH")])
-    )
+    paths = [str(HERE.parent), str(HERE / "servers"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, **variables, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+@contextlib.contextmanager
+def running(
+    server: Server, core: int | None = None, ping_seconds: float = 10.0, store_url: str = "memory://"
+) -> Iterator[Running]:
+    """Run a server in a process of its own; it is gone afterwards, whatever happens."""
+    environment = child_environment(BENCHMARK_PING_SECONDS=str(ping_seconds), BENCHMARK_STORE_URL=store_url)
     with tempfile.TemporaryFile() as log:
         with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
             port: int = listener.getsockname()[1]
@@ -166,7 +200,7 @@ def running(server: Server, core: int | None = None, ping_seconds: float = 10.0)
                 stdout=log,
                 stderr=log,
                 pass_fds=[listener.fileno()],
-                preexec_fn=lambda: _prepare_child(core),
+                preexec_fn=lambda: prepare_child(core),
             )
         try:
             started = Running(process, port)
@@ -178,10 +212,11 @@ def running(server: Server, core: int | None = None, ping_seconds: float = 10.0)
                 raise BenchmarkError(f"The server {server.label!r} did not start. {error}\n{said}") from error
             yield started
         finally:
-            _stop(process)
+            stop(process)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a child and its children, by force where they do not go."""
     family = []
     with contextlib.suppress(psutil.NoSuchProcess):
         family = psutil.Process(process.pid).children(recursive=True)
@@ -198,7 +233,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def open_all(load: Load, port: int, clients: int) -> float:
     """Open ``clients`` streams and return the seconds it took; all of them or an error."""
-    opened = load.open(port, clients, STREAM)
+    opened = load.open(port, clients, [Target(STREAM.format(key=KEY))])
     if opened.failed:
         raise BenchmarkError(f"{opened.failed} of {clients} streams did not open: {opened.trouble}.")
     return opened.seconds
@@ -231,15 +266,21 @@ def _number(value: float) -> str:
 
 
 def print_table(title: str, figures: Sequence[Figure], results: dict[str, dict[str, float]]) -> None:
-    """Print one table: a row for each figure, a column for each server, ratios to the first of them."""
+    """Print one table: a row for each figure, a column for each server, ratios to the first of them.
+
+    A figure that a server does not have is a dash.
+    """
     names = list(results)
     headings = ["", *(SERVERS[name].label for name in names)]
     rows = []
     for figure in figures:
-        reference = results[names[0]][figure.name]
+        reference = results[names[0]].get(figure.name, 0)
         row = [figure.heading]
         for position, name in enumerate(names):
-            value = results[name][figure.name]
+            value = results[name].get(figure.name)
+            if value is None:
+                row.append("-")
+                continue
             cell = _number(value)
             if position and value > 0 and reference > 0:
                 gain = value / reference if figure.more_is_better else reference / value
@@ -265,7 +306,7 @@ def machine() -> dict[str, str]:
                 model = line.partition(":")[2].strip()
                 break
     versions = {}
-    for package in ("flask", "gevent", "gunicorn"):
+    for package in ("flask", "gevent", "gunicorn", "redis", "flask-sse"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
@@ -277,21 +318,26 @@ def machine() -> dict[str, str]:
     }
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
-    """A parser with the options all benchmarks have."""
+def arguments(
+    description: str, servers: Sequence[str] = IN_PROCESS, default: Sequence[str] = DEFAULT_SERVERS
+) -> argparse.ArgumentParser:
+    """A parser with the options all benchmarks have; ``servers`` are those that can be chosen."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
-        "--servers", nargs="+", choices=SERVERS, default=list(DEFAULT_SERVERS), help="the first is the reference"
+        "--servers", nargs="+", choices=servers, default=list(default), help="the first is the reference"
     )
     parser.add_argument("--rounds", type=int, default=3, help="runs of each; the medians are printed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results of every run to FILE")
     return parser
 
 
-def allow_files(clients: int) -> None:
-    """Raise this process's limit of open files, which the servers inherit, to what ``clients`` need."""
+def allow_files(clients: int, each: int = 1) -> None:
+    """Raise this process's limit of open files, which the servers inherit, to what ``clients`` need.
+
+    ``each`` is how many one client costs its server.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most != resource.RLIM_INFINITY and clients + 100 > most:
+    if most != resource.RLIM_INFINITY and clients * each + 100 > most:
         raise BenchmarkError(f"{clients} clients need more than the {most} open files allowed here.")
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

@@ -6,10 +6,16 @@
  *
  * Commands come as lines on standard input, replies leave as one JSON object a line on standard output:
  *
- *   open PORT COUNT SECONDS PATH     opens COUNT streams more to 127.0.0.1:PORT and answers
+ *   target PATH ID                   adds to what the next "open" asks for: a path, and the Last-Event-ID that a
+ *                                    client comes back with, "-" for one that is new. No reply
+ *   open PORT COUNT SECONDS AT_ONCE EVENTS
+ *                                    opens COUNT streams more to 127.0.0.1:PORT, of the targets in turn, no more
+ *                                    than AT_ONCE of them on their way at a time, and answers
  *                                    {"reply": "open", "open": .., "failed": .., "nanoseconds": .., "trouble": ".."}
- *                                    as soon as each has had its response head and the first bytes of its
- *                                    body, or SECONDS have passed
+ *                                    as soon as each has had its response head, the first bytes of its body and
+ *                                    EVENTS events that it missed, or SECONDS have passed
+ *   counts                           {"reply": "counts", "least": .., "most": ..}: events of the clients that had
+ *                                    fewest and most since they were opened or a round was started
  *   expect EVENTS SECONDS SETTLE     starts a round: {"reply": "armed", "clients": ..} at once, and
  *                                    {"reply": "round", ..} when every client has had EVENTS events and SETTLE
  *                                    seconds more have gone by (an event delivered twice shows up there),
@@ -40,10 +46,6 @@
 
 enum { HEAD_BYTES = 8192, RECEIVE_BYTES = 1 << 18, READY = 1024 };
 
-/* A server's listen queue is finite, and what overflows it is retried after a second: a measurement of
- * the kernel's patience. So no more than this many connections are on their way at a time. */
-enum { OPENING_AT_ONCE = 64 };
-
 #define STDIN_INDEX UINT32_MAX
 
 enum framing { PLAIN, CHUNK_SIZE, CHUNK_EXTENSION, CHUNK_DATA, CHUNK_END, BODY_OVER };
@@ -56,9 +58,10 @@ struct client {
     enum framing framing;
     int8_t prefix;   /* how much of "data:" this line has matched, -1: the line is something else */
     int8_t has_data; /* the block so far has a data line */
-    int8_t opened;   /* its first body bytes were seen */
+    int8_t opened;   /* it has had what "open" waits for */
     uint64_t chunk_left;
-    long events; /* of this round */
+    long events; /* of this round, or since it was opened */
+    uint32_t target;
     size_t head_length;
     char *head; /* only until the body begins */
 };
@@ -68,12 +71,22 @@ static uint32_t client_count;
 static int epoll_fd;
 static char received[RECEIVE_BYTES];
 
+struct target {
+    char path[1024];
+    char id[256];
+};
+
+static struct target *targets;
+static uint32_t target_count;
+
+/* A server's listen queue is finite, and what overflows it is retried after a second: a measurement of
+ * the kernel's patience. So no more than "at_once" connections are on their way at a time. */
 static struct {
     int active;
     int port;
-    uint32_t wanted, started, done, failed;
+    uint32_t wanted, started, done, failed, at_once;
+    long events;
     uint64_t began, deadline;
-    char path[1024];
     char trouble[160];
 } opening;
 
@@ -142,8 +155,14 @@ static void let_go(struct client *client) {
     client->head = NULL;
 }
 
+static void is_open(struct client *client) {
+    client->opened = 1;
+    opening.done++;
+}
+
 static void count_event(struct client *client, uint64_t at) {
     long index = client->events++;
+    if (!client->opened && client->events >= opening.events) is_open(client);
     if (!counting.active) return;
     counting.delivered++;
     if (index >= counting.events) return;
@@ -183,10 +202,7 @@ static void scan(struct client *client, const char *at, const char *end, uint64_
 }
 
 static void body(struct client *client, const char *at, const char *end, uint64_t time) {
-    if (at < end && !client->opened) {
-        client->opened = 1;
-        opening.done++;
-    }
+    if (at < end && !client->opened && opening.events == 0) is_open(client);
     while (at < end) {
         switch (client->framing) {
         case PLAIN:
@@ -279,8 +295,9 @@ static void readable(struct client *client) {
 }
 
 static void writable(struct client *client, uint32_t index) {
-    char request[1400];
-    int length, error = 0;
+    char request[2048];
+    const struct target *target = &targets[client->target];
+    int length, error = 0, returns = strcmp(target->id, "-") != 0;
     socklen_t size = sizeof error;
     struct epoll_event interest = {.events = EPOLLIN, .data.u32 = index};
     getsockopt(client->fd, SOL_SOCKET, SO_ERROR, &error, &size);
@@ -290,8 +307,9 @@ static void writable(struct client *client, uint32_t index) {
         return;
     }
     length = snprintf(request, sizeof request,
-                      "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAccept: text/event-stream\r\n\r\n",
-                      opening.path, opening.port);
+                      "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAccept: text/event-stream\r\n%s%s%s\r\n",
+                      target->path, opening.port, returns ? "Last-Event-ID: " : "", returns ? target->id : "",
+                      returns ? "\r\n" : "");
     if (send(client->fd, request, (size_t)length, MSG_NOSIGNAL) != length) {
         note_trouble("the request could not be sent", 29);
         let_go(client);
@@ -306,6 +324,7 @@ static void start_one(uint32_t index) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)opening.port)};
     struct epoll_event interest = {.events = EPOLLOUT, .data.u32 = index};
     memset(client, 0, sizeof *client);
+    client->target = (opening.started - 1) % target_count;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     client->head = need(malloc(HEAD_BYTES + 1));
     client->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -320,7 +339,7 @@ static void start_one(uint32_t index) {
 
 static void keep_opening(void) {
     while (opening.active && opening.started < opening.wanted &&
-           opening.started - opening.done - opening.failed < OPENING_AT_ONCE) {
+           opening.started - opening.done - opening.failed < opening.at_once) {
         uint32_t index = client_count++;
         opening.started++;
         start_one(index);
@@ -333,6 +352,7 @@ static void keep_opening(void) {
            opening.done, opening.wanted - opening.done, (unsigned long long)(now() - opening.began), opening.trouble);
     fflush(stdout);
     opening.active = 0;
+    target_count = 0;
 }
 
 static void print_times(const char *name, const uint64_t *times) {
@@ -342,19 +362,27 @@ static void print_times(const char *name, const uint64_t *times) {
     printf("]");
 }
 
+/* Over every client that was ever open: one that has left still counts with what it had. */
+static uint32_t extremes(long *least, long *most) {
+    uint32_t i, seen = 0;
+    *least = *most = 0;
+    for (i = 0; i < client_count; i++) {
+        if (!clients[i].opened) continue;
+        if (!seen || clients[i].events < *least) *least = clients[i].events;
+        if (!seen || clients[i].events > *most) *most = clients[i].events;
+        seen++;
+    }
+    return seen;
+}
+
 static void finish_round(void) {
-    uint32_t i, ended = 0, seen = 0;
-    long least = 0, most = 0;
+    uint32_t i, ended = 0, seen;
+    long least, most;
     if (!counting.active) return;
     uint64_t time = now();
     if (!(counting.settled_at && time >= counting.settled_at) && time < counting.deadline) return;
-    for (i = 0; i < client_count; i++) {
-        if (!clients[i].opened) continue;
-        if (clients[i].phase == GONE) ended++;
-        if (!seen || clients[i].events < least) least = clients[i].events;
-        if (!seen || clients[i].events > most) most = clients[i].events;
-        seen++;
-    }
+    seen = extremes(&least, &most);
+    for (i = 0; i < client_count; i++) ended += clients[i].opened && clients[i].phase == GONE;
     printf("{\"reply\": \"round\", \"clients\": %u, \"ended\": %u, \"delivered\": %llu, \"least\": %ld, \"most\": %ld",
            seen, ended, (unsigned long long)counting.delivered, least, most);
     print_times("first", counting.first);
@@ -367,9 +395,18 @@ static void finish_round(void) {
     memset(&counting, 0, sizeof counting);
 }
 
-static void command_open(int port, uint32_t count, double seconds, const char *path) {
+static void command_target(const char *path, const char *id) {
+    if (opening.active) fail("busy");
+    targets = need(realloc(targets, (target_count + 1) * sizeof *targets));
+    snprintf(targets[target_count].path, sizeof targets->path, "%s", path);
+    snprintf(targets[target_count].id, sizeof targets->id, "%s", id);
+    target_count++;
+}
+
+static void command_open(int port, uint32_t count, double seconds, uint32_t at_once, long events) {
     struct rlimit files;
     if (opening.active || counting.active) fail("busy");
+    if (!target_count) fail("no target");
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
@@ -384,7 +421,8 @@ static void command_open(int port, uint32_t count, double seconds, const char *p
     opening.wanted = count;
     opening.began = now();
     opening.deadline = opening.began + (uint64_t)(seconds * 1e9);
-    snprintf(opening.path, sizeof opening.path, "%s", path);
+    opening.at_once = at_once;
+    opening.events = events;
 }
 
 static void command_expect(long events, double seconds, double settle) {
@@ -409,6 +447,13 @@ static void command_expect(long events, double seconds, double settle) {
     settle_if_complete();
 }
 
+static void command_counts(void) {
+    long least, most;
+    extremes(&least, &most);
+    printf("{\"reply\": \"counts\", \"least\": %ld, \"most\": %ld}\n", least, most);
+    fflush(stdout);
+}
+
 static void command_close(void) {
     uint32_t i, closed = 0;
     if (opening.active || counting.active) fail("busy");
@@ -424,14 +469,18 @@ static void command_close(void) {
 
 static void command(const char *line) {
     int port;
-    uint32_t count;
+    uint32_t count, at_once;
     long events;
     double seconds, settle;
-    char path[1024];
-    if (sscanf(line, "open %d %u %lf %1023s", &port, &count, &seconds, path) == 4) {
-        command_open(port, count, seconds, path);
+    char path[1024], id[256];
+    if (sscanf(line, "target %1023s %255s", path, id) == 2) {
+        command_target(path, id);
+    } else if (sscanf(line, "open %d %u %lf %u %ld", &port, &count, &seconds, &at_once, &events) == 5) {
+        command_open(port, count, seconds, at_once, events);
     } else if (sscanf(line, "expect %ld %lf %lf", &events, &seconds, &settle) == 3 && events >= 0) {
         command_expect(events, seconds, settle);
+    } else if (!strcmp(line, "counts")) {
+        command_counts();
     } else if (!strcmp(line, "close")) {
         command_close();
     } else {

@@ -4,7 +4,7 @@
 missing or older than its source, and turns its commands and replies into methods and values::
 
     with Load(core=1) as load:
-        load.open(port, clients=1000, path="/stream?connectKey=bench")
+        load.open(port, 1000, [Target("/stream?connectKey=bench")])
         load.expect(events=200)
         ...                       # publish 200 events
         result = load.round()     # who got how many, and when
@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,9 +32,20 @@ SOURCE = Path(__file__).with_name("load.c")
 BUILD = Path(__file__).with_name("_build")
 COMPILE_SECONDS = 60.0
 
+# So few that no server's listen queue overflows, which would measure how long the kernel waits to try again.
+OPENING_AT_ONCE = 64
+
 
 class BenchmarkError(Exception):
     """A benchmark cannot go on; the message is one sentence for the person who started it."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a client asks for: a path, and the ``Last-Event-ID`` it comes back with, if it does."""
+
+    path: str
+    last_event_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,9 +121,22 @@ class Load:
         """Process id, for whoever wants to know how busy the load itself was."""
         return self._process.pid
 
-    def open(self, port: int, clients: int, path: str, seconds: float = 60.0) -> Opened:
-        """Open ``clients`` streams more, and return when each has had its first bytes."""
-        self._command(f"open {port} {clients} {seconds} {path}")
+    def open(
+        self,
+        port: int,
+        clients: int,
+        targets: Sequence[Target],
+        missed: int = 0,
+        at_once: int = OPENING_AT_ONCE,
+        seconds: float = 60.0,
+    ) -> Opened:
+        """Open ``clients`` streams more of the targets in turn; return when each has had its first bytes.
+
+        With ``missed`` it has had so many events, too. ``at_once`` connections are on their way at a time.
+        """
+        for target in targets:
+            self._command(f"target {target.path} {target.last_event_id or '-'}")
+        self._command(f"open {port} {clients} {seconds} {at_once} {missed}")
         reply = self._reply("open", seconds)
         return Opened(reply["open"], reply["failed"], reply["nanoseconds"] / 1e9, reply["trouble"])
 
@@ -130,6 +155,12 @@ class Load:
         """Wait until the round is over."""
         reply = self._reply("round", self._round_seconds)
         return Round(**{name: reply[name] for name in Round.__dataclass_fields__})
+
+    def counts(self) -> tuple[int, int]:
+        """The events of the clients that had fewest and most since they were opened or a round was started."""
+        self._command("counts")
+        reply = self._reply("counts", 5.0)
+        return reply["least"], reply["most"]
 
     def close_streams(self) -> None:
         """Close all streams; the process stays and can open others."""

@@ -34,16 +34,21 @@ def run(program: Path, *options: str, **environment: str) -> subprocess.Complete
     )
 
 
-def figures(program: str, tmp_path: Path, *options: str) -> tuple[str, dict[str, Any]]:
-    """What a benchmark printed, and the one table it wrote."""
+def results(program: str, tmp_path: Path, *options: str) -> tuple[str, list[dict[str, Any]]]:
+    """What a benchmark printed, and the tables it wrote."""
     file = tmp_path / "results.json"
-    outcome = run(BENCHMARKS / program, "--clients", str(CLIENTS), "--rounds", "1", "--json", str(file), *options)
+    outcome = run(BENCHMARKS / program, "--rounds", "1", "--json", str(file), *options)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
-    results = json.loads(file.read_text())
-    assert results["machine"]["python"]
-    (table,) = results["tables"]
+    written = json.loads(file.read_text())
+    assert written["machine"]["python"]
+    return outcome.stdout, written["tables"]
+
+
+def figures(program: str, tmp_path: Path, *options: str) -> tuple[str, dict[str, Any]]:
+    """What a benchmark with clients printed, and the one table it wrote."""
+    printed, (table,) = results(program, tmp_path, "--clients", str(CLIENTS), *options)
     assert set(table["runs"]) == SERVERS
-    return outcome.stdout, table
+    return printed, table
 
 
 def test_fanout_counts_each_event_of_each_client_exactly_once(tmp_path: Path) -> None:
@@ -65,6 +70,45 @@ def test_memory_leaves_streams_that_still_get_every_event_once(tmp_path: Path) -
         assert result["delivered"] == CLIENTS
         assert result["opened_per_second"] > 0
         assert result["heartbeat_cpu"] >= 0
+
+
+def test_brokers_count_each_event_of_each_publisher_exactly_once(tmp_path: Path) -> None:
+    servers = ["flask-sse", "ours-memory", "ours-sqlite", "ours-redis", "pubsub", "xread"]
+    printed, (table,) = results(
+        "brokers.py",
+        tmp_path,
+        *("--servers", *servers, "--events", str(EVENTS), "--paced-events", str(EVENTS), "--interval", "0.01"),
+    )
+    for heading in ("Flask-SSE, Redis", "memory://", "sqlite://", "redis://", "bare PUBLISH", "four at once"):
+        assert heading in printed
+    assert list(table["runs"]) == servers
+    for name, (result,) in table["runs"].items():
+        assert min(result.values()) > 0
+        # What is in the memory of one process alone can be published to by no other.
+        assert ("several_publishers" in result) is (name != "ours-memory")
+
+
+def test_reconnect_storm_gives_each_client_what_it_missed_exactly_once(tmp_path: Path) -> None:
+    servers = ["xread", "ours-sqlite", "ours-redis"]
+    options = ["--servers", *servers, "--clients", str(CLIENTS), "--keys", "1", "3", "--missed", "2"]
+    printed, tables = results("reconnect_storm.py", tmp_path, *options)
+    for heading in ("hand-written, XREAD", "sqlite://", "redis://", "last client has what it missed, s"):
+        assert heading in printed
+    assert [table["keys"] for table in tables] == [1, 3]
+    for table in tables:
+        assert list(table["runs"]) == servers
+        for name, (result,) in table["runs"].items():
+            assert min(result.values()) > 0
+            assert ("commands" in result) is (name != "ours-sqlite")
+        assert table["commands"]["xread"][0]["xread"] >= CLIENTS
+
+
+def test_a_missing_redis_server_is_told_in_one_sentence(tmp_path: Path) -> None:
+    outcome = run(BENCHMARKS / "brokers.py", PATH=str(tmp_path))
+    assert outcome.returncode == 1
+    assert outcome.stderr.splitlines() == [
+        "What is kept in Redis needs redis-server; none was found. --servers chooses the others."
+    ]
 
 
 def test_a_missing_compiler_is_told_in_one_sentence(tmp_path: Path) -> None:

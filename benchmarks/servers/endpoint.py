@@ -22,6 +22,9 @@ KEY = "bench"
 # Seconds between heartbeats; the benchmark sets it, gunicorn's command line has no place for it.
 PING_SECONDS = float(os.environ.get("BENCHMARK_PING_SECONDS", "10"))
 
+# Where the events are kept, of a server that does not keep them itself.
+STORE_URL = os.environ.get("BENCHMARK_STORE_URL", "memory://")
+
 
 def add_publish(app: Flask, publish: Callable[[str], object]) -> None:
     """Add ``POST /publish`` to ``app``; ``publish`` takes the text of one event."""
