@@ -339,9 +339,15 @@ class Sentinel:
 
     def wait_for_promotion(self) -> None:
         """Wait until the replica is the master, and every sentinel says so."""
-        wait_for(lambda: self.replica.info("replication", "role") == "master", "the replica is promoted", 30)
+        wait_for(self._is_promoted, "the replica is promoted", 30)
         for sentinel in self.sentinels:
             wait_for(lambda sentinel=sentinel: self._named(sentinel) == self.replica.port, "it is known", 30)  # type: ignore[misc]
+
+    def _is_promoted(self) -> bool:
+        # Whoever promotes it cuts all its connections.
+        with contextlib.suppress(RedisError):
+            return bool(self.replica.info("replication", "role") == "master")
+        return False
 
     def _named(self, sentinel: RedisServer) -> int:
         return int(sentinel.cli("SENTINEL GET-MASTER-ADDR-BY-NAME", self.service)[1])
