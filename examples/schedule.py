@@ -4,6 +4,9 @@ It needs ``pip install "flask-sse-stream[schedule]"``. Run it with ``python exam
 printed address. Or:
 
     curl -N 'http://127.0.0.1:5000/stream?connectKey=time'
+
+Any number of these processes, each with a PORT of its own, share one clock if SSE_BROKER_URL in their environment names
+a log that they share: ``sqlite:////tmp/clock.db``, or ``redis://127.0.0.1``. When one is killed, another one ticks.
 """
 
 # ruff: noqa: E402
@@ -38,6 +41,7 @@ PAGE = """<!doctype html>
 app = Flask(__name__)
 sse = SSE(
     app,
+    broker_url=os.environ.get("SSE_BROKER_URL", "memory://"),
     history_size=60,  # a minute of ticks: a browser that was away for longer starts with the present
     join_history=1,  # a new page shows the time at once
 )
@@ -50,13 +54,16 @@ def index() -> str:
 
 def tick() -> None:
     # No request and no app context is needed: this instance serves one app.
-    sse.publish("time", {"now": datetime.now(timezone.utc).isoformat(timespec="seconds")}, event="tick")
+    if not sse.lease("clock", 5):
+        return  # Another process has the clock; if it is killed, it will not have it for more than 5 seconds.
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    # The key is for a process that stood still right here, and has lost the clock meanwhile.
+    sse.publish("time", {"now": now}, event="tick", idempotency_key=f"clock {now}")
 
 
 def main() -> None:
     server = WSGIServer(("127.0.0.1", int(os.environ.get("PORT", "5000"))), app)
-    # Made here and not at import: with several workers, each that imports this module would tick for itself.
-    # There, give the schedule a process of its own and let a broker carry what it publishes to the workers.
+    # Started here and not at import, which may happen in a process that serves nobody (a shell, gunicorn --preload).
     scheduler = GeventScheduler(timezone=timezone.utc)
     # After a pause (a laptop slept) one tick, late as it is, and not all that were missed.
     scheduler.add_job(tick, "cron", second="*", coalesce=True, misfire_grace_time=None)
@@ -72,7 +79,8 @@ def main() -> None:
     scheduler.start()
     print(f"http://127.0.0.1:{server.server_port} (Ctrl-C ends it)", flush=True)
     server.serve_forever()
-    scheduler.shutdown(wait=False)
+    scheduler.shutdown()
+    app.extensions["sse_stream"].shutdown()  # gives the clock to another process at once
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ class Follower:
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         if status.split()[1] != "200" or headers["transfer-encoding"] != "chunked":
             raise AssertionError(f"{head!r}{rest!r}")
-        self._answered_by = int(headers["x-process"])
+        self._answered_by = int(headers.get("x-process", "1"))  # an app of another test's does not say it
         return True
 
     def _read_chunks(self) -> bool:
