@@ -7,6 +7,8 @@ import json
 import re
 import sys
 import textwrap
+import threading
+import time
 import types
 from collections.abc import Iterator
 from dataclasses import fields
@@ -16,11 +18,12 @@ from typing import Any
 import gevent
 import pytest
 from flask import Flask
+from redis_server import RedisServer
 from support import ROOT, wait_for
 from werkzeug.test import Client
 
 import flask_sse_stream
-from flask_sse_stream import Event, EventDecoder, EventError, PoolManager, Settings
+from flask_sse_stream import Event, EventDecoder, EventError, PoolManager, Publisher, Settings
 
 DOCS = ROOT / "docs"
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.rst"))]
@@ -49,13 +52,20 @@ def blocks(page: str) -> list[tuple[int, str]]:
 
 
 class Page:
-    """A page's blocks, run in their order in one namespace, as a reader would who types them one after another."""
+    """A page's blocks, run in their order in one namespace, as a reader would who types them one after another.
+
+    ``redis``
+        the Redis that they find where a reader has one.
+    """
+
+    redis: RedisServer
 
     def __init__(self, name: str) -> None:
         self.names: dict[str, Any] = {"__name__": "a_page_of_the_docs"}
         for line, block in blocks(name):
+            here = block.replace("redis://localhost:6379/0", self.redis.url)
             # The empty lines in front put the page's own line numbers into tracebacks.
-            exec(compile("\n" * (line - 1) + block, str(ROOT / name), "exec"), self.names)
+            exec(compile("\n" * (line - 1) + here, str(ROOT / name), "exec"), self.names)
 
     def __getitem__(self, name: str) -> Any:
         return self.names[name]
@@ -94,8 +104,17 @@ def said(events: list[Event]) -> list[tuple[str | None, str | None]]:
     return [(event.event, event.data) for event in events]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        Page.redis = server
+        yield server
+
+
 @pytest.fixture(autouse=True)
-def nothing_is_patched_and_nothing_is_left_running(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def nothing_is_patched_and_nothing_is_left_running(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[None]:
     """Pages may patch the standard library, start streams and make files; none of it shall outlive its test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("gevent.monkey.patch_all", lambda: None)
@@ -116,6 +135,7 @@ def nothing_is_patched_and_nothing_is_left_running(monkeypatch: pytest.MonkeyPat
     yield
     for manager in made:
         manager.shutdown()
+    redis.cli("FLUSHALL")
 
 
 def extension_of_the_docs(name: str) -> Any:
@@ -379,6 +399,141 @@ def test_a_client_that_comes_back_after_a_restart_gets_what_it_missed_from_the_f
     page["report_is_ready"](2)
     reader = Reader(Page("docs/brokers.rst")["app"], "/stream?connectKey=reports", {"Last-Event-ID": seen})
     assert said(reader.take(1)) == [("ready", '{"number":2}')]
+    reader.close()
+
+
+def test_a_task_that_is_run_again_speaks_once() -> None:
+    page = Page("docs/brokers.rst")
+    ids = [page["make_report"].apply((7,), task_id=task).get() for task in ("one", "one", "two")]
+    assert ids[0] == ids[1] != ids[2]
+    reader = Reader(page["app"], "/stream?connectKey=reports", {"Last-Event-ID": ids[0].partition("-")[0] + "-0"})
+    assert said(reader.take(2)) == [("ready", '{"number":7}')] * 2
+    reader.close()
+
+
+def test_one_process_of_two_ticks_until_it_ends() -> None:
+    one, two = Page("docs/brokers.rst"), Page("docs/brokers.rst")
+    cursor = first_place(one["sse"].manager)
+    for page in (one, two, one, two):
+        page["tick"]()
+    assert [page["sse"].stats().published for page in (one, two)] == [3, 0]
+    one["sse"].manager.shutdown()
+    two["tick"]()
+    reader = Reader(two["app"], "/stream?connectKey=clock", cursor)
+    assert [event for event, _ in said(reader.take(3))] == ["tick"] * 3
+    reader.close()
+
+
+@pytest.mark.parametrize(("app", "extension"), [("app", "sse"), ("elsewhere", "live")])
+def test_the_health_of_a_log_can_be_asked(app: str, extension: str) -> None:
+    page = Page("docs/brokers.rst")
+    page[extension].publish("news", "x")
+    reader = Reader(page[app], "/stream?connectKey=news")
+    health = page["app"].test_client().get("/health").json
+    assert health == {"live": True, "error": "", "reconnects": 0, "gaps": 0}
+    reader.close()
+
+
+def test_the_redis_pages_app_and_task_share_a_log() -> None:
+    page = Page("docs/redis.rst")
+    reader = Reader(page["app"], "/stream?connectKey=news", first_place(page["sse"].manager))
+    assert said(reader.take(1)) == [("headline", '{"title":"hi"}')]
+    page["Publisher"](Page.redis.url).publish("news", "again")
+    assert said(reader.take(1)) == [(None, "again")]
+    reader.close()
+
+
+def make_user(page: str, redis: RedisServer) -> str:
+    """Make the user that the page's ACL line is about, and give the URL with which it connects."""
+    [line] = re.findall(r"^ +(ACL SETUSER .+)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    words = line.split()
+    redis.cli("ACL", "DELUSER", words[2])
+    redis.cli(*words)
+    return redis.url.replace("://", f"://{words[2]}:password@")
+
+
+def test_the_redis_pages_user_may_do_all_that_the_log_does(redis: RedisServer) -> None:
+    url = make_user("docs/redis.rst", redis)
+    apps = [Flask("one"), Flask("two")]
+    one, two = (flask_sse_stream.SSE(app, broker_url=url).manager for app in apps)
+    first = one.publish("news", "1", idempotency_key="first")
+    assert one.publish("news", "1", idempotency_key="first") == first
+    # Beyond 10,000 keys, it forgets those that are over.
+    redis.cli("ZADD", "{sse}:keys", *(word for number in range(10_001) for word in (0, f"k:{number}")))
+    one.publish_all("2")
+    assert redis.cli("ZCARD", "{sse}:keys") == 10_002
+    assert one.lease("clock", 5)
+    one.give_back("clock")
+    assert two.lease("clock", 5)
+    reader = Reader(apps[1], "/stream?connectKey=news", {"Last-Event-ID": first})
+    assert said(reader.take(1)) == [(None, "2")]
+    one.publish("news", "3")
+    assert said(reader.take(1)) == [(None, "3")]
+    assert redis.cli("ACL LOG") == []
+    reader.close()
+
+
+def test_the_names_in_redis_are_those_that_the_page_lists(redis: RedisServer) -> None:
+    page = Page("docs/redis.rst")
+    page["sse"].publish_all("x", idempotency_key="report 7")
+    page["sse"].lease("clock", 60)
+    table = (ROOT / "docs/redis.rst").read_text(encoding="utf-8").partition("What is in Redis\n")[2]
+    listed = set(re.findall(r"^``(\{sse\}:.+?)``", table, re.MULTILINE))
+    assert listed == set(redis.cli("KEYS", "*"))
+
+
+def test_redis_takes_no_more_memory_than_the_page_says(redis: RedisServer) -> None:
+    page = (ROOT / "docs/redis.rst").read_text(encoding="utf-8")
+    least, factor, more = re.findall(
+        r"larger of ([\d,]+) bytes and +events kept × \(([\d.]+) × size of an event \+ (\d+) bytes\)", page
+    )[0]
+    for size in (10, 100, 1000, 10_000):
+        for history in (1, 200):
+            with Publisher(redis.url, f"s{size}-{history}", history_size=history) as publisher:
+                for _ in range(history):
+                    publisher.publish("news", "x" * size)
+            name = f"{{s{size}-{history}}}:k:news"
+            each = float(factor) * (size + len("data: \n\n")) + int(more)
+            used = redis.cli("MEMORY USAGE", name, "SAMPLES", 0)
+            assert used <= max(int(least.replace(",", "")), redis.cli("XLEN", name) * each) * 1.05, (size, history)
+
+
+def test_a_bridge_makes_events_of_what_is_said_on_a_channel_or_a_pattern(redis: RedisServer) -> None:
+    page = Page("docs/bridging.rst")
+    reader = Reader(page["app"], "/stream?connectKey=news&connectKey=shop-7")
+    wait_for(lambda: redis.cli("PUBSUB CHANNELS", "orders"), "it listens to the channel")
+    wait_for(lambda: page["shops"].stats().up, "it listens to the pattern")
+    redis.cli("PUBLISH", "orders", '{"number": 7}')
+    assert said(reader.take(1)) == [("order", '{"number": 7}')]
+    for order in ('{"number": 8, "test": true}', "no JSON", '{"number": 9, "secret": 1}'):
+        redis.cli("PUBLISH", "shop:7:orders", order)
+    assert said(reader.take(1)) == [("order", '{"number": 9}')]
+    wait_for(lambda: page["shops"].stats()[1:3] == (1, 2), "they are counted")
+    reader.close()
+
+
+def test_a_bridge_runs_in_a_process_of_its_own_until_it_is_stopped(redis: RedisServer) -> None:
+    page = Page("docs/bridging.rst")
+    orders = page["orders"]
+    stopping = threading.Timer(0.5, orders.stop)
+    stopping.start()
+    orders.run()
+    stopping.join()
+    assert not orders.stats().up
+    assert redis.cli("KEYS", "{sse}:lease:*") == []
+
+
+def test_the_bridging_pages_user_may_do_all_that_a_bridge_does(redis: RedisServer) -> None:
+    url = make_user("docs/bridging.rst", redis)
+    app = Flask("app")
+    sse = flask_sse_stream.SSE(app)
+    bridge = sse.bridge("orders", "news", url=url)
+    reader = Reader(app, "/stream?connectKey=news")
+    wait_for(lambda: bridge.stats().up, "it listens")
+    time.sleep(1.5)  # by then it has asked whether Redis is there
+    redis.cli("PUBLISH", "orders", "x")
+    assert said(reader.take(1)) == [(None, "x")]
+    assert redis.cli("ACL LOG") == []
     reader.close()
 
 
