@@ -590,3 +590,16 @@ def test_the_migration_pages_view_is_a_stream_only_where_it_was_asked_for_one() 
     app = Page("docs/migrating.rst")["app"]
     assert app.test_client().get("/progress").json == {"done": 0.5}
     assert len(Reader(app, "/progress?stream").to_the_end()) == 3
+
+
+def test_what_flask_sse_publishes_is_bridged(redis: RedisServer) -> None:
+    app = Page("docs/migrating.rst")["moved"]
+    reader = Reader(app, "/stream?channel=users&channel=sse")
+    wait_for(lambda: set(redis.cli("PUBSUB CHANNELS")) >= {"users", "sse"}, "both bridges listen")
+    # As its version 1.0 writes them.
+    redis.cli("PUBLISH", "users", '{"data": {"message": "Hello!"}, "type": "greeting"}')
+    assert said(reader.take(1)) == [("greeting", '{"message":"Hello!"}')]
+    redis.cli("PUBLISH", "sse", '{"data": "text", "id": 7, "retry": 500}')
+    [event] = reader.take(1)
+    assert (event.data, event.event, event.id, event.retry) == ("text", None, "7", 500)
+    reader.close()
