@@ -162,6 +162,12 @@ class Follower:
 
     # What tests ask
 
+    def hang_up(self) -> None:
+        """Cut the connection, if there is one, as a network does; it comes back."""
+        if (connection := self.socket) is not None:
+            with contextlib.suppress(OSError):  # closed meanwhile
+                connection.shutdown(socket.SHUT_RDWR)
+
     @property
     def data(self) -> list[str]:
         return [event.data for event in self.events]
