@@ -44,14 +44,12 @@ CHOICES = ("xread", "ours-sqlite", "ours-redis")
 # As many as a listen queue takes by the limit that kernels come with; of those beyond it, the kernel would make
 # some wait a second.
 AT_ONCE = 4000
-# What came before: without it, the clients' ids would be those of the first events that there are.
-EARLIER_EVENTS = 3
 SECONDS = 180.0
 SETTLE_SECONDS = 0.3
 
 
 def measure(
-    name: str, cores: Cores, clients: int, keys: int, missed: int, size: int
+    name: str, cores: Cores, clients: int, keys: int, earlier: int, missed: int, size: int
 ) -> tuple[dict[str, float], dict[str, int]]:
     """One run with a fresh store, events, server and clients: its figures, and what Redis did meanwhile."""
     server = SERVERS[name]
@@ -59,7 +57,7 @@ def measure(
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(stores.opened(server.store, cores.load))
         publisher = stack.enter_context(Publisher(server.publisher, store.url))
-        seen = publisher.publish(names, EARLIER_EVENTS, size=size).ids[-keys:]
+        seen = publisher.publish(names, earlier, size=size).ids[-keys:]
         publisher.publish(names, missed, size=size)
         started = stack.enter_context(running(server, cores.server, store_url=store.url))
         load = stack.enter_context(Load(cores.load))
@@ -97,12 +95,13 @@ def main() -> None:
     parser.add_argument(
         "--keys", type=int, nargs="+", help="keys they are spread over (default: 1, 100, and a key for each client)"
     )
+    parser.add_argument("--earlier", type=int, default=3, help="events of each key before these, the last one seen")
     parser.add_argument("--missed", type=int, default=10, help="events that each of them missed")
     parser.add_argument("--size", type=int, default=100, help="bytes of data in an event")
     options = parser.parse_args()
     spreads = options.keys or [1, 100, options.clients]
-    if min(*spreads, options.missed, options.rounds) < 1 or options.clients < max(spreads):
-        parser.error("keys, missed and rounds start at 1, and each key needs a client")
+    if min(*spreads, options.earlier, options.missed, options.rounds) < 1 or options.clients < max(spreads):
+        parser.error("keys, events and rounds start at 1, and each key needs a client")
     # One by hand has a connection to Redis beside that of its client.
     allow_files(options.clients, each=2 if "xread" in options.servers else 1)
     stores.check({SERVERS[name].store for name in options.servers})
@@ -119,7 +118,9 @@ def main() -> None:
         # The servers take turns, so that what else the machine does meets all of them.
         for _ in range(options.rounds):
             for name in options.servers:
-                figures, spent = measure(name, cores, options.clients, keys, options.missed, options.size)
+                figures, spent = measure(
+                    name, cores, options.clients, keys, options.earlier, options.missed, options.size
+                )
                 runs[name].append(figures)
                 commands[name].append(spent)
         results = {name: medians(of_server) for name, of_server in runs.items()}
@@ -135,7 +136,7 @@ def main() -> None:
                 told = ", ".join(f"{count} {command}" for command, count in sorted(spent.items()))
                 print(f"Commands in the last run, {SERVERS[name].label}: {told}")
         tables.append({"keys": keys, "medians": results, "runs": runs, "commands": commands})
-    settings = {name: getattr(options, name) for name in ("rounds", "clients", "missed", "size")}
+    settings = {name: getattr(options, name) for name in ("rounds", "clients", "earlier", "missed", "size")}
     write_json(options.json, {"benchmark": "reconnect_storm", **settings, "tables": tables})
 
 
