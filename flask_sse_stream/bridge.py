@@ -15,14 +15,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from .errors import BrokerError, SettingsError
 from .event import Event
 from .pools import PoolManager, check_key
-
-if TYPE_CHECKING:
-    pass
+from .transports.base import current_runtime
 
 __all__ = ["Bridge", "BridgeStats", "Target"]
 
@@ -96,8 +94,8 @@ class Bridge:
         self._manager = weakref.ref(manager)
         self._starting = threading.Lock()
         self._pid = 0
-        self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
+        self._ended = threading.Event()
         self._bell = Bell()
         self._up = False
         self._published = self._skipped = self._failed = 0
@@ -109,26 +107,26 @@ class Bridge:
         """Begin to listen, unless it does; also without any stream."""
         if self._pid != os.getpid():  # A child has neither its parent's thread nor the use of its locks.
             self._pid = os.getpid()
-            self._starting, self._stopped, self._thread = threading.Lock(), threading.Event(), None
+            self._starting, self._stopped, self._ended = threading.Lock(), threading.Event(), threading.Event()
+            self._ended.set()
             self._bell, self._up = type(self._bell)(), False
         with self._starting:
-            if self._thread is None or not self._thread.is_alive():
+            if self._ended.is_set():
                 self._stopped.clear()
-                self._thread = threading.Thread(target=self._run, name="sse-bridge", daemon=True)
-                self._thread.start()
+                self._ended.clear()
+                current_runtime().spawn(self._run, "sse-bridge")
 
     def run(self) -> None:
         """Listen until :meth:`stop`: for a process that does nothing else."""
         self.start()
-        if self._thread is not None:
-            self._thread.join()
+        self._ended.wait()
 
     def stop(self) -> None:
         """Listen no more, and let another process do it."""
         self._stopped.set()
         self._bell.ring()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(2 * _SILENCE_SECONDS)
+        if self._pid == os.getpid():
+            self._ended.wait(2 * _SILENCE_SECONDS)
 
     def stats(self) -> BridgeStats:
         """Say what it does and has done in this process."""
@@ -137,17 +135,19 @@ class Bridge:
     # The thread
 
     def _run(self) -> None:
-        from .brokers.redis_link import NotTaken
+        from .brokers.redis_link import FAILURES, NotTaken
 
+        pid = os.getpid()
         try:
-            while not self._stopped.is_set():
+            # A forked child has a copy of its parent's greenlets, and begins its own.
+            while not self._stopped.is_set() and pid == os.getpid():
                 try:
                     if self._holds_lease():
                         self._listen()
                 except Exception as error:
                     why = str(error) or type(error).__name__
                     if why != self._error and not self._stopped.is_set():
-                        known = isinstance(error, BrokerError | NotTaken)
+                        known = isinstance(error, (BrokerError, NotTaken, *FAILURES))
                         logger.error("the bridge to %r waits: %s", self.channel, why, exc_info=None if known else error)
                     self._error = why
                 self._up = False
@@ -156,9 +156,11 @@ class Bridge:
                 self._stopped.wait(_TICK_SECONDS)
         finally:
             manager = self._manager()
-            if manager is not None:
+            if manager is not None and pid == os.getpid():
                 with contextlib.suppress(BrokerError):
                     manager.give_back(self._lease)
+            if pid == os.getpid():
+                self._ended.set()
 
     @property
     def _lease(self) -> str:

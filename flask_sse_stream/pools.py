@@ -388,13 +388,14 @@ class PoolManager:
             if not self._windows.live_on(news.epoch, news.earlier):
                 self._enter(news)
         elif news.epoch == self._windows.epoch:
+            self._windows.reach(news.head)
             self._windows.complete_with(news.key, news.floor, news.messages, time.monotonic())
         return False
 
     def _tell_gap(self, gap: Gap) -> bool:
         """Tell the streams of a key that it lost events on the way to this process."""
-        if gap.epoch != self._windows.epoch:
-            return False  # Whoever listened to that log has been told already.
+        if gap.epoch != self._windows.epoch or gap.seq <= self._windows.born:
+            return False  # Whoever listened to that log, or this one then, has been told already.
         self._windows.lose(gap.key, gap.seq, time.monotonic())
         for stream in self._listeners(gap.key):
             keys = stream.keys if gap.key is None else (gap.key,)

@@ -136,6 +136,8 @@ class Windows:
         lives that this one continues, and up to which number.
     ``head``
         the sequence number of the newest event that this process knows of, whatever its key.
+    ``born``
+        the head when this process learned of the log: of what was before, it knows nothing by itself.
 
     A ``size`` of 0 keeps nothing, and every cursor is answered with nothing. With ``fetched`` the history is the
     log's: there are windows for keys that have, or just had, streams, and they are completed from the log; where
@@ -148,7 +150,7 @@ class Windows:
         self._fetched = fetched
         self._windows: OrderedDict[str | None, Window] = OrderedDict()
         self._floor = 0  # the highest floor of the windows that were forgotten
-        self._born = 0  # the head when this process learned of the log
+        self.born = 0
         self.epoch: str | None = None
         self.earlier: Mapping[str, int] = {}
         self.head = 0
@@ -161,7 +163,7 @@ class Windows:
         self._windows.clear()
         self.epoch = epoch
         self.earlier = earlier
-        self.head = self._floor = self._born = head
+        self.head = self._floor = self.born = head
 
     def live_on(self, epoch: str, earlier: Mapping[str, int]) -> bool:
         """Go over into a life that continues this one, with everything that is known; say whether it does."""
@@ -287,7 +289,7 @@ class Windows:
         if self._fetched:
             return self.head  # Nobody has asked the log yet, so nothing is known of it.
         # The window of what goes to all is never forgotten: without one, nothing ever did in this log.
-        return self._floor if key is not None else self._born
+        return self._floor if key is not None else self.born
 
     def _trimmed(self, keys: Sequence[str], now: float) -> list[Window]:
         windows = [self._windows[key] for key in (*keys, None) if key in self._windows]

@@ -579,12 +579,12 @@ class TurningLog:
             return Position("old", 7)
         if self.asked == 2:
             for key in fetch:
-                self.deliver(History(key, "old", 0, []))
+                self.deliver(History(key, "old", 0, [], 7))
             for message in self.log:
                 self.deliver(message)
             return Position("old", 7)
         for key in fetch:
-            self.deliver(History(key, "new", 0, [m for m in self.log if m.key == key]))
+            self.deliver(History(key, "new", 0, [m for m in self.log if m.key == key], 5))
         return Position("new", 5)
 
     def stats(self) -> BrokerStats:

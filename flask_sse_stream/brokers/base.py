@@ -38,12 +38,16 @@ class Gap(NamedTuple):
 
 
 class History(NamedTuple):
-    """What the log remembers of one key: every event after ``floor``, oldest first, up to this delivery's place."""
+    """What the log remembers of one key: every event after ``floor`` up to ``head``, oldest first.
+
+    Everything of the keys that are covered up to ``head`` has been delivered; what is later will be.
+    """
 
     key: str | None
     epoch: str
     floor: int
     messages: Sequence[Message]
+    head: int
 
 
 class Life(NamedTuple):

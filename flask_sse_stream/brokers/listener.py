@@ -19,6 +19,7 @@ from typing import Final, Protocol
 
 from ..errors import BrokerError
 from ..event import Message
+from ..transports.base import current_runtime
 from .base import Delivery, Gap
 
 __all__ = ["LOOK_SECONDS", "READ_EVENTS", "Listener", "Log", "wake_all"]
@@ -100,8 +101,10 @@ class Listener:
                 f"{wake_directory}: {error.strerror}; processes are woken through it: let this user write there"
             ) from error
         _listeners.add(self)
-        self._thread = threading.Thread(target=self._run, name="sse-sqlite", daemon=True)
-        self._thread.start()
+        self._pid = os.getpid()
+        self._ended = threading.Event()
+        self._thread = threading.get_ident()
+        current_runtime().spawn(self._run, "sse-sqlite")
 
     def _bind(self) -> socket.socket:
         os.makedirs(self._wake_directory, mode=0o700, exist_ok=True)
@@ -127,22 +130,26 @@ class Listener:
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
         ):
             sender.sendto(b"!", f"{directory}/{self._name}")
-        if self._thread is not threading.current_thread():
-            self._thread.join(2 * LOOK_SECONDS)
+        if self._thread != threading.get_ident():
+            self._ended.wait(2 * LOOK_SECONDS)
 
     def _run(self) -> None:
+        self._thread = threading.get_ident()
         try:
             while self._look():
                 self._wait()
         finally:
             self._socket.close()
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
+            if self._pid == os.getpid():
+                with contextlib.suppress(OSError):
+                    os.unlink(self._path)
+            self._ended.set()
 
     def _look(self) -> bool:
         """Deliver everything that is new; say whether to go on."""
         log = self._log()
-        if log is None or self._stopped:
+        # A forked child has a copy of its parent's greenlets, which must not touch what is still the parent's.
+        if log is None or self._stopped or self._pid != os.getpid():
             return False
         try:
             self.catch_up(log)

@@ -17,17 +17,43 @@ from typing import Any, Final
 
 from ..errors import BrokerError
 from ..settings import Settings
-from ..transports.base import current_runtime
-from .base import BrokerStats, Deliver, Delivery, Idle, Position, never_idle
+from ..transports.base import Waiter, current_runtime
+from .base import BrokerStats, Deliver, Delivery, History, Idle, Position, never_idle
 from .redis_link import Link, NotTaken, Server, broker_error, is_elsewhere, is_permanent, patiently
 from .redis_listener import Listener
-from .redis_scripts import LEASE, PUBLISH, Names, new_life
+from .redis_scripts import LEASE, PUBLISH, Chain, Names, new_life, read_command, reading
 
 __all__ = ["RedisBroker"]
 
 _CONNECTIONS: Final = 16  # for publishing: more only wait in Redis instead of here
 _LONGEST_MILLISECONDS: Final = 10 * 365 * 86_400_000  # a history that is to be kept for ever
 _DIGEST: Final = hashlib.sha1(PUBLISH.encode(), usedforsecurity=False).hexdigest()
+
+
+class _Flight:
+    """A reading of histories that is under way, for all who wait for it."""
+
+    def __init__(self) -> None:
+        self.error: BrokerError | None = None
+        self._landed = False
+        self._waiters: deque[Waiter] = deque()
+
+    def land(self) -> None:
+        self._landed = True
+        for waiter in list(self._waiters):
+            waiter.wake()
+
+    def wait(self, timeout: float) -> None:
+        waiter = current_runtime().waiter()
+        self._waiters.append(waiter)
+        deadline = time.monotonic() + timeout
+        while not self._landed:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise BrokerError("a history was not read within SSE_BROKER_TIMEOUT")
+            waiter.wait(left)
+        if self.error is not None:
+            raise self.error
 
 
 class RedisBroker:
@@ -56,6 +82,8 @@ class RedisBroker:
         self._free: dict[Hashable, deque[Link]] = {}
         self._turns = threading.BoundedSemaphore(_CONNECTIONS)
         self._last_good = -math.inf
+        self._skipped = 0  # of what was read
+        self._flights: dict[str | None, _Flight] = {}
         self._closed = False
 
     def start(self, deliver: Deliver, idle: Idle = never_idle) -> None:
@@ -91,11 +119,54 @@ class RedisBroker:
         with self._starting:
             if self._listener is None:
                 self._listener = Listener(self, self._server, self._names, self._settings)
-        return self._listener.ask(keys, fetch, after)
+        position = self._listener.ask(keys, after)
+        if fetch:
+            self._fetch(fetch, position)
+        return position
+
+    def _fetch(self, keys: Sequence[str | None], position: Position) -> None:
+        """Deliver the histories of keys that are followed by now. Who needs the same ones meanwhile shares them."""
+        with self._starting:
+            shared = [self._flights[key] for key in keys if key in self._flights]
+            own = [key for key in keys if key not in self._flights]
+            flight = _Flight()
+            self._flights.update(dict.fromkeys(own, flight))
+        try:
+            if own:
+                for history in self._run(lambda deadline, link: self._read(deadline, link, own, position)):
+                    self._deliver(history)
+        except BrokerError as error:
+            flight.error = error
+            raise
+        finally:
+            with self._starting:
+                for key in own:
+                    del self._flights[key]
+            flight.land()
+        for other in shared:
+            other.wait(self._timeout)
+
+    def _read(self, deadline: float, link: Link, keys: Sequence[str | None], position: Position) -> list[History]:
+        chains = {key: Chain(0) for key in keys}
+        size, limit = self._settings.history_size, self._settings.max_event_bytes
+        while asked := {key: chain.end for key, chain in chains.items() if chain.more}:
+            reply = link.call(deadline, *read_command(self._names, link.run, asked, history=size > 0))
+            found = reading(reply, limit)
+            for key, page in zip(asked, found.pages, strict=True):
+                chains[key].add(page)
+        self._skipped += sum(chain.skipped for chain in chains.values())
+        # What is later than the position is heard by the listener as well.
+        return [
+            chain.history(key, found.epoch, position.head, size, self._settings.history_ttl)
+            for key, chain in chains.items()
+        ]
 
     def stats(self) -> BrokerStats:
         """Say how the listening connection is."""
-        return self._listener.stats() if self._listener is not None else BrokerStats()
+        if self._listener is None:
+            return BrokerStats()
+        heard = self._listener.stats()
+        return heard._replace(skipped=heard.skipped + self._skipped)
 
     def close(self) -> None:
         """End the listener and close every connection."""

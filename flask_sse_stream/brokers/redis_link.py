@@ -30,10 +30,24 @@ try:
 except ImportError as error:
     raise SettingsError("redis:// needs redis-py: install it with: pip install 'flask-sse-stream[redis]'") from error
 
-__all__ = ["Bell", "Link", "NotTaken", "Server", "broker_error", "is_elsewhere", "is_permanent", "patiently"]
+__all__ = [
+    "FAILURES",
+    "Bell",
+    "Link",
+    "NotTaken",
+    "Server",
+    "broker_error",
+    "is_elsewhere",
+    "is_permanent",
+    "patiently",
+]
 
 _HOPS: Final = 5
 _SENTINEL_SECONDS: Final = 0.5  # for one that does not answer, since there are others
+
+
+FAILURES: Final = (redis.RedisError, OSError)
+"""What may go wrong with a connection."""
 
 
 class NotTaken(Exception):
@@ -67,6 +81,10 @@ def _code(error: BaseException) -> str:
 
     redis-py takes it away where it has a class for it, and before 7.0 Redis hides it in what a script's error says.
     """
+    if "HELLO must be called with the client already authenticated" in str(error):
+        return "NOAUTH"
+    if "can't run this command" in str(error):
+        return "NOPERM"  # as 7.0 says it of what a script runs
     word = _WORDS.search(str(error))
     return _CLASSES.get(type(error).__name__) or (word[1] if word else "")
 
@@ -74,7 +92,7 @@ def _code(error: BaseException) -> str:
 _CURES: Final = {
     "WRONGPASS": "the user or the password in SSE_BROKER_URL is wrong",
     "NOAUTH": "SSE_BROKER_URL needs a password: redis://:password@host:6379/0",
-    "NOPERM": "let this user run EVAL, EVALSHA, INFO, (S)SUBSCRIBE and what the scripts call, on keys of the namespace",
+    "NOPERM": "this user's ACL lacks a command, or the namespace's keys or channels",
     "OOM": "Redis is full: raise its maxmemory, or keep a shorter history (SSE_HISTORY_SIZE, SSE_HISTORY_TTL)",
     "WRONGTYPE": "something else writes under this namespace: delete its key, or choose another SSE_NAMESPACE",
     "READONLY": "this is a replica, which takes no writes: name the master, or use redis+sentinel://",
@@ -167,7 +185,10 @@ class Link:
         ready = select.poll()
         ready.register(self._connection._sock, select.POLLIN)
         ready.register(bell, select.POLLIN)
+        pid = os.getpid()
         ready.poll(max(0.0, seconds) * 1000)
+        if os.getpid() != pid:
+            return False  # In a forked child, everything here is its parent's.
         bell.silence()
         return self.can_read()
 
@@ -321,6 +342,8 @@ class Server:
             link._connection.connect()
             reply = link.call(own_deadline, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
             return (_text(reply[0]), int(reply[1])) if reply else None
+        except redis.AuthenticationError:
+            raise
         except (redis.ConnectionError, redis.TimeoutError, OSError):
             return None
         finally:

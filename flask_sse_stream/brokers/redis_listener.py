@@ -13,6 +13,7 @@ later.
 from __future__ import annotations
 
 import logging
+import os
 import random
 import re
 import threading
@@ -24,12 +25,11 @@ from itertools import islice
 from typing import Any, Final, Protocol
 
 from ..errors import BrokerError
-from ..event import Message
 from ..settings import Settings
 from ..transports.base import Waiter, current_runtime
-from .base import BrokerStats, Delivery, Gap, History, Life, Position
+from .base import BrokerStats, Delivery, Gap, Life, Position
 from .redis_link import Bell, Link, NotTaken, Server, broker_error, is_permanent
-from .redis_scripts import READ, Entry, Found, Names, Reading, live_message, new_life, reading
+from .redis_scripts import Chain, Entry, Names, Reading, live_message, message, new_life, read_command, reading
 
 __all__ = ["Listener", "Log"]
 
@@ -44,7 +44,6 @@ SILENCE_SECONDS: Final = 3.0
 _BACKOFF_SECONDS: Final = 0.05, 1.0
 _READ_KEYS: Final = 500  # in one script: others wait for it
 _IDLE_KEYS: Final = 1000  # asked for at each tick
-_LAST_ONLY: Final = "-"
 _CURSOR: Final = re.compile(r"([0-9a-f]{12})-([0-9]{1,16})\Z")
 
 
@@ -59,13 +58,12 @@ class Log(Protocol):
 
 
 class _Request:
-    """Keys to subscribe to, keys whose history is wanted, and who waits for it. Without any it asks for the place."""
+    """Keys to subscribe to, and who waits for it. Without any it asks for the place."""
 
-    __slots__ = ("done", "error", "fetch", "follow", "sent", "waiters")
+    __slots__ = ("done", "error", "follow", "sent", "waiters")
 
-    def __init__(self, follow: Sequence[str | None] = (), fetch: Sequence[str | None] = ()) -> None:
-        self.follow = follow
-        self.fetch = fetch
+    def __init__(self) -> None:
+        self.follow: list[str | None] = []
         self.waiters: list[Waiter] = []
         self.sent = self.done = False
         self.error: BrokerError | None = None
@@ -88,7 +86,6 @@ class Listener:
         self._server = server
         self._names = names
         self._size = settings.history_size
-        self._ttl = settings.history_ttl
         self._limit = settings.max_event_bytes
         self._timeout = settings.broker_timeout
         self._lock = threading.Lock()  # for these four, and never held while anything waits
@@ -97,6 +94,9 @@ class Listener:
         self._channels: dict[bytes, str | None] = {}
         self._requests: deque[_Request] = deque()
         self._place = Position("", 0)
+        self._again = False  # requests that were sent are to be sent again
+        self._in_step_at = 0  # the place up to which the history was read
+        self._past: set[str] = set()  # lives that are over
         self._up = False
         self._down_since = self._ticked = self._heard = time.monotonic()
         self._reconnects = self._gaps = self._skipped = 0
@@ -104,8 +104,10 @@ class Listener:
         self._complained = False
         self._stopped = threading.Event()
         self._bell = Bell()
-        self._thread = threading.Thread(target=self._run, name="sse-redis", daemon=True)
-        self._thread.start()
+        self._pid = os.getpid()
+        self._ended = threading.Event()
+        self._thread = threading.get_ident()
+        current_runtime().spawn(self._run, "sse-redis")
 
     def stats(self) -> BrokerStats:
         """Say how the connection is."""
@@ -115,19 +117,19 @@ class Listener:
         """Let the thread end."""
         self._stopped.set()
         self._bell.ring()
-        if self._thread is not threading.current_thread():
-            self._thread.join(2 * TICK_SECONDS)
+        if self._thread != threading.get_ident():
+            self._ended.wait(2 * TICK_SECONDS)
 
     # Asking, from any thread
 
-    def ask(self, keys: Sequence[str | None], fetch: Sequence[str | None], after: str | None) -> Position:
-        """Follow ``keys``, deliver the histories of ``fetch``, and be where the id ``after`` is; say where this is."""
+    def ask(self, keys: Sequence[str | None], after: str | None) -> Position:
+        """Follow ``keys``, and be where the id ``after`` is; say where that is."""
         deadline = time.monotonic() + self._timeout
         waiter = current_runtime().waiter()
         # An answer that was on its way already may be older than the client's id; one that is asked for now is not.
         for _ in range(2):
             with self._lock:
-                request = self._join(keys, fetch, after)
+                request = self._join(keys, after)
                 if request is None:
                     break
                 request.waiters.append(waiter)
@@ -140,24 +142,21 @@ class Listener:
                 waiter.wait(left)
             if request.error is not None:
                 raise request.error
-            fetch = ()
         return self._place
 
-    def _join(self, keys: Sequence[str | None], fetch: Sequence[str | None], after: str | None) -> _Request | None:
+    def _join(self, keys: Sequence[str | None], after: str | None) -> _Request | None:
         """Give the request whose answer gives all this, one that is under way if there is; ``None``: no need."""
         new = [key for key in keys if key not in self._followed]
         unanswered = any(self._followed.get(key, 0) is None for key in keys)
-        if self._place.epoch and not (new or unanswered or fetch or self._is_ahead(after)):
+        if self._place.epoch and not (new or unanswered or self._is_ahead(after)):
             return None
-        under_way = {key for request in self._requests for key in request.fetch}
-        wanted = [key for key in fetch if key not in under_way]
-        if self._requests and not new and not wanted:
-            # Answers come in the order of the questions: with the last one all have come.
-            return self._requests[-1]
-        request = _Request(new, wanted)
+        if not self._requests or (new and self._requests[-1].sent):
+            self._requests.append(_Request())
+        # Answers come in the order of the questions: with the last one all have come.
+        request = self._requests[-1]
+        request.follow += new
         self._followed.update(dict.fromkeys(new))
         self._channels.update((self._names.stream(key), key) for key in new)
-        self._requests.append(request)
         return request
 
     def _is_ahead(self, after: str | None) -> bool:
@@ -168,6 +167,13 @@ class Listener:
     # The thread
 
     def _run(self) -> None:
+        self._thread = threading.get_ident()
+        try:
+            self._keep_listening()
+        finally:
+            self._ended.set()
+
+    def _keep_listening(self) -> None:
         pause = _BACKOFF_SECONDS[0]
         while not self._over():
             try:
@@ -182,18 +188,19 @@ class Listener:
                 self._lost(error)
             self._stopped.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311  only spreads
             pause = min(2 * pause, _BACKOFF_SECONDS[1])
-        self._stopped.set()
-        self._lost(NotTaken("this process is no longer listening"))
+        if self._pid == os.getpid():
+            self._stopped.set()
+            self._lost(NotTaken("this process is no longer listening"))
 
     def _over(self) -> bool:
-        return self._stopped.is_set() or self._log() is None
+        # A forked child has a copy of its parent's greenlets, which must not touch what is still the parent's.
+        return self._stopped.is_set() or self._log() is None or self._pid != os.getpid()
 
     def _listen(self, link: Link) -> None:
         """Come into step with the log, and stay so until the connection is lost."""
         with self._lock:
             known = [key for key, last in self._followed.items() if last is not None]
-            for request in self._requests:
-                request.sent = False
+            self._ask_again()
         for start in range(0, len(known), _READ_KEYS):
             self._send(link, self._subscription(link, known[start : start + _READ_KEYS]))
         self._synchronise(link)
@@ -236,14 +243,16 @@ class Listener:
     def _step(self, link: Link) -> None:
         """Ask what is to be asked, wait for something to come, and take it."""
         with self._lock:
-            unsent = [request for request in self._requests if not request.sent]
+            # All but the last one have been, but for those that are asked again.
+            some = self._requests if self._again else list(self._requests)[-1:]
+            unsent = [request for request in some if not request.sent]
+            self._again = False
             for request in unsent:
                 request.sent = True
         for request in unsent:
             if request.follow:
                 self._send(link, self._subscription(link, request.follow))
-            asked = {**dict.fromkeys(request.follow, _LAST_ONLY), **dict.fromkeys(request.fetch, "0")}
-            self._send(link, self._reading(link, asked))
+            self._send(link, read_command(self._names, link.run, dict.fromkeys(request.follow), history=False))
         reply = self._receive(link)
         if reply is None:
             if self._requests and time.monotonic() - self._heard > SILENCE_SECONDS:
@@ -260,7 +269,7 @@ class Listener:
 
     def _receive(self, link: Link) -> Sequence[Any] | None:
         """Give the next message or answer; ``None`` where nothing came before something else is to be done."""
-        if not link.wait(self._ticked + TICK_SECONDS - time.monotonic(), self._bell):
+        if not link.wait(self._ticked + TICK_SECONDS - time.monotonic(), self._bell) or self._over():
             return None
         reply = link.receive(time.monotonic() + SILENCE_SECONDS)
         self._heard = time.monotonic()
@@ -268,13 +277,6 @@ class Listener:
 
     def _subscription(self, link: Link, keys: Sequence[str | None], verb: str = "SUBSCRIBE") -> Sequence[Any]:
         return [("S" if link.sharded else "") + verb, *(self._names.stream(key) for key in keys)]
-
-    def _reading(self, link: Link, asked: Mapping[str | None, str], run: str | None = None) -> Sequence[Any]:
-        keys = [self._names.log, self._names.keys, *(self._names.stream(key) for key in asked)]
-        arguments: list[Any] = [link.run if run is None else run, new_life(), self._size]
-        for key, after in asked.items():
-            arguments += [self._names.member(key), after]
-        return ["EVAL", READ, len(keys), *keys, *arguments]
 
     def _deliver(self, delivery: Delivery) -> None:
         log = self._log()
@@ -306,6 +308,14 @@ class Listener:
 
     # What comes
 
+    def _ask_again(self) -> int:
+        """Have all requests sent once more; give how many had been. Under the lock."""
+        self._again = True
+        sent = sum(request.sent for request in self._requests)
+        for request in self._requests:
+            request.sent = False
+        return sent
+
     def _answer(self, link: Link, found: Reading) -> None:
         """Take the answer to the request that was sent first."""
         with self._lock:
@@ -314,14 +324,10 @@ class Listener:
             request.sent = False
             self._synchronise(link)  # and ask again
             return
-        by_key = dict(zip(dict.fromkeys((*request.follow, *request.fetch)), found.found, strict=True))
-        for key in request.fetch:
-            self._skipped += by_key[key].skipped
-            self._deliver(self._history(key, found.epoch, by_key[key]))
         with self._lock:
             self._requests.popleft()
-            for key in request.follow:
-                self._followed[key] = by_key[key].last
+            for key, page in zip(request.follow, found.pages, strict=True):
+                self._followed[key] = page.last
             self._place = Position(found.epoch, found.head)
         request.answer()
 
@@ -337,9 +343,11 @@ class Listener:
         elif last is None:
             pass  # What came before the answer to the subscription was before the stream that is about to begin.
         elif (live.epoch, live.previous) == (self._place.epoch, last) and live.seq > self._place.head and live.body:
-            self._deliver(self._message(key, live.epoch, Entry(live.seq, live.previous, live.body, 0.0)))
+            self._deliver(message(key, live.epoch, Entry(live.seq, live.previous, live.body, 0.0), self._size))
             self._followed[key] = live.seq
             self._place = Position(live.epoch, live.seq)
+        elif live.epoch in self._past or (live.epoch == self._place.epoch and live.seq <= self._in_step_at):
+            pass  # It was read from the history before it could be heard.
         elif live.epoch == self._place.epoch and live.seq <= last:
             self._skip()
         else:
@@ -354,15 +362,6 @@ class Listener:
                 "%s: somebody publishes what is no event in our namespace; it is skipped", self._server.where
             )
 
-    def _history(self, key: str | None, epoch: str, found: Found) -> History:
-        kept = [entry for entry in found.entries if entry.age <= self._ttl][-self._size :]
-        floor = kept[0].previous if kept else found.last
-        return History(key, epoch, floor, [self._message(key, epoch, entry) for entry in kept])
-
-    def _message(self, key: str | None, epoch: str, entry: Entry) -> Message:
-        created = time.monotonic() - entry.age
-        return Message(key, epoch, entry.seq, entry.body, created, resumable=self._size > 0)
-
     # Coming into step
 
     def _synchronise(self, link: Link) -> None:
@@ -371,72 +370,72 @@ class Listener:
         Messages that come meanwhile are in what is read. Requests that were sent are asked again afterwards.
         """
         with self._lock:
-            stale = sum(request.sent for request in self._requests)
-            for request in self._requests:
-                request.sent = False
-        missed = _Missed({key: last for key, last in self._followed.items() if last is not None})
-        keys = list(missed.after)
-        # Many keys are read in several steps, and then once more for what came between them.
-        rounds = [keys[start : start + _READ_KEYS] for start in range(0, len(keys), _READ_KEYS)]
-        for asked in [*rounds, keys] if len(rounds) > 1 else [keys]:
-            found = self._read(link, {key: str(missed.after[key]) for key in asked}, stale)
-            stale = 0
-            missed.add(asked, found)
-        if found.epoch == self._place.epoch and found.head < self._place.head:
-            # It was put back without a new start of the server: give it a life of its own.
-            found = self._read(link, {}, 0, run=f"{link.run} {new_life()}")
+            stale = self._ask_again()
+        # When this is answered the subscriptions hold, so that what is read now meets what is heard later.
+        self._send(link, read_command(self._names, link.run, {}, history=False))
+        self._read_answer(link, stale)
+        # By a connection of its own: Redis bounds what may wait for one that is subscribed.
+        beside = self._server.connect(time.monotonic() + SILENCE_SECONDS)
+        try:
+            if beside.run != link.run:
+                raise NotTaken("Redis has another master now")
+            found, missed = self._read_missed(beside)
+            if found.epoch == self._place.epoch and found.head < self._place.head:
+                # It was put back without a new start of the server: give it a life of its own.
+                self._send(beside, read_command(self._names, f"{link.run} {new_life()}", {}, history=False))
+                found = self._read_answer(beside, 0)
+        finally:
+            beside.close()
         self._enter(found, missed)
 
-    def _read(self, link: Link, asked: Mapping[str | None, str], stale: int, run: str | None = None) -> Reading:
-        self._send(link, self._reading(link, asked, run))
+    def _read_missed(self, link: Link) -> tuple[Reading, dict[str | None, Chain]]:
+        """Read until one reading, of all keys at one moment, finds nothing that does not fit into it."""
+        missed = {key: Chain(last) for key, last in self._followed.items() if last is not None}
+        # Many keys, and many events, are read in parts, and then all keys once more for what came in between.
+        together = len(missed) <= _READ_KEYS
+        while True:
+            asked = [key for key, chain in missed.items() if together or chain.more]
+            size = max(1, len(asked)) if together else _READ_KEYS
+            for start in range(0, max(1, len(asked)), size):
+                part = {key: missed[key].end for key in asked[start : start + size]}
+                self._send(link, read_command(self._names, link.run, part, history=self._size > 0))
+                found = self._read_answer(link, 0)
+                for key, page in zip(part, found.pages, strict=True):
+                    missed[key].add(page)
+            behind = any(chain.more for chain in missed.values())
+            if together and not behind:
+                return found, missed
+            together = not behind
+
+    def _read_answer(self, link: Link, stale: int) -> Reading:
         deadline = time.monotonic() + SILENCE_SECONDS
         while True:
             reply = link.receive(deadline)
             if isinstance(reply, list) and reply and reply[0] == b"sse":
+                self._heard = time.monotonic()
                 if not stale:
-                    self._heard = time.monotonic()
                     return reading(reply, self._limit)
                 stale -= 1
 
-    def _enter(self, found: Reading, missed: _Missed) -> None:
+    def _enter(self, found: Reading, missed: Mapping[str | None, Chain]) -> None:
         """Go on from where a reading was made."""
-        epoch, head = self._place
+        epoch = self._place.epoch
         if epoch != found.epoch:
             self._deliver(Life(found.epoch, found.head, found.earlier))
-        if epoch and (found.epoch == epoch or found.earlier.get(epoch, -1) >= head):
-            for key, floor in missed.gaps.items():
-                self._gaps += 1
-                self._deliver(Gap(key, found.epoch, floor))
-            for entry, key in sorted(missed.entries, key=lambda item: item[0].seq):
-                self._deliver(self._message(key, found.epoch, entry))
+            self._past.add(epoch)
+        self._past.discard(found.epoch)
+        if epoch and (found.epoch == epoch or epoch in found.earlier):
+            # Whether streams may go on with this is theirs to say, who know what they were given.
+            for key, chain in missed.items():
+                if chain.floor is not None:
+                    self._gaps += 1
+                    self._deliver(Gap(key, found.epoch, chain.floor))
+            entries = [(entry, key) for key, chain in missed.items() for entry in chain.entries]
+            for entry, key in sorted(entries, key=lambda item: item[0].seq):
+                self._deliver(message(key, found.epoch, entry, self._size))
         # else nothing is known of what came before, and everybody is told so
-        self._skipped += missed.skipped
-        self._followed.update(missed.after)
+        for key, chain in missed.items():
+            self._skipped += chain.skipped
+            self._followed[key] = chain.reached
+        self._in_step_at = found.head
         self._place = Position(found.epoch, found.head)
-
-
-class _Missed:
-    """What was published of some keys since it was last heard of them.
-
-    ``after``
-        the number of each key's newest event.
-    ``gaps``
-        where events are gone: everything of the key up to that number.
-    """
-
-    def __init__(self, after: dict[str | None, int]) -> None:
-        self.after = after
-        self.gaps: dict[str | None, int] = {}
-        self.entries: list[tuple[Entry, str | None]] = []
-        self.skipped = 0
-
-    def add(self, keys: Sequence[str | None], reading: Reading) -> None:
-        """Take what was found of ``keys``, in which this had come to ``after``."""
-        for key, found in zip(keys, reading.found, strict=True):
-            if found.last < self.after[key]:
-                self.gaps[key] = found.last  # What was delivered is not in the log.
-            elif found.floor > self.after[key]:
-                self.gaps[key] = found.floor
-            self.entries += [(entry, key) for entry in found.entries]
-            self.skipped += found.skipped
-            self.after[key] = found.last

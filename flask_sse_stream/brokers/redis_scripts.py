@@ -17,12 +17,27 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from ..event import is_body
+from ..event import Message, is_body
+from .base import History
 
-__all__ = ["LEASE", "PUBLISH", "READ", "Entry", "Found", "Names", "Reading", "live_message", "new_life", "reading"]
+__all__ = [
+    "LEASE",
+    "PUBLISH",
+    "READ",
+    "Chain",
+    "Entry",
+    "Names",
+    "Reading",
+    "live_message",
+    "message",
+    "new_life",
+    "read_command",
+    "reading",
+]
 
 # The log's life. A server that was started anew, or a replica that was promoted, may have lost its latest writes, and
 # would give their numbers out again. So such a one begins a new life, which remembers where it took over from the
@@ -95,21 +110,41 @@ return {identifier}
 )
 
 # KEYS: log, keys, and the streams that are asked for.
-# ARGV: run, a new life, how many events of each, then for each stream its key and the number to begin after; '-' for
-# no events at all.
+# ARGV: run, a new life, whether there is a history, then for each stream its key and the number to begin after; '-' for
+# no events at all. What a reply may hold is bounded: Redis cuts a connection off that has too much waiting for it, and
+# does nothing else while it gathers it. A key whose events did not fit is marked, and asked for again from there.
 READ: Final = (
     _LIFE
     + """
-local found = {}
+local found, room = {}, 1000000
 for at = 3, #KEYS do
   local name, after = ARGV[2 * at - 2], ARGV[2 * at - 1]
   local last = redis.call('ZSCORE', latest, name)
-  local events = {}
+  local events, more = {}, 0
   if last and after ~= '-' and tonumber(last) > tonumber(after) and tonumber(ARGV[3]) > 0 then
-    events = redis.pcall('XREVRANGE', KEYS[at], last .. '-0', '(' .. after .. '-0', 'COUNT', ARGV[3])
-    if events.err then events = {} end
+    local from, count = '(' .. after .. '-0', 8
+    while true do
+      if room <= 0 then
+        more = 1
+        break
+      end
+      local page = redis.pcall('XRANGE', KEYS[at], from, last .. '-0', 'COUNT', count)
+      if page.err then
+        if not string.find(page.err, 'WRONGTYPE') then return page end
+        break
+      end
+      local bytes = 0
+      for _, event in ipairs(page) do
+        events[#events + 1] = event
+        for _, part in ipairs(event[2]) do bytes = bytes + #part end
+      end
+      room = room - bytes - 50 * #page
+      if #page < count then break end
+      from = '(' .. page[#page][1]
+      if bytes < 65536 then count = math.min(2 * count, 256) end
+    end
   end
-  found[#found + 1] = {last or floor, events}
+  found[#found + 1] = {last or floor, events, more}
 end
 local now = redis.call('TIME')
 return {'sse', epoch, string.format('%.0f', seq), lives,
@@ -161,6 +196,17 @@ def new_life() -> str:
     return secrets.token_hex(6)
 
 
+def read_command(
+    names: Names, run: str, asked: Mapping[str | None, int | None], *, history: bool
+) -> Sequence[bytes | str | int]:
+    """Give the command that reads of each key what comes after a number; ``None``: only which event is its newest."""
+    keys = [names.log, names.keys, *(names.stream(key) for key in asked)]
+    arguments: list[bytes | str | int] = [run, new_life(), int(history)]
+    for key, after in asked.items():
+        arguments += [names.member(key), "-" if after is None else after]
+    return ["EVAL", READ, len(keys), *keys, *arguments]
+
+
 class Live(NamedTuple):
     """A message as it came by: its place, and the number of the event before it of the same key.
 
@@ -194,15 +240,19 @@ class Entry(NamedTuple):
     age: float
 
 
-class Found(NamedTuple):
-    """What the log has of one key: the number of its newest event, and the latest, oldest first.
+class Page(NamedTuple):
+    """What one reading has of a key: the number of its newest event, and entries, oldest first.
 
-    Every event after ``floor`` is among them.
+    ``more``
+        whether there are more, which did not fit.
+    ``end``
+        the number up to which was read, whatever was found there.
     """
 
     last: int
-    floor: int
     entries: Sequence[Entry]
+    more: bool
+    end: int
     skipped: int
 
 
@@ -212,40 +262,25 @@ class Reading(NamedTuple):
     epoch: str
     head: int
     earlier: Mapping[str, int]
-    found: Sequence[Found]
+    pages: Sequence[Page]
 
 
 def reading(reply: Sequence[Any], limit: int) -> Reading:
-    """Take the reply of READ apart, and leave out what is no event."""
+    """Take the reply of READ apart, and leave out what is no event, or larger than ``limit`` bytes."""
     _, epoch, head, lives, now, found = reply
     earlier: dict[str, int] = {}
     for life in lives.decode().split():
         name, _, last = life.partition(":")
         earlier.setdefault(name, int(last))
-    return Reading(
-        epoch.decode(),
-        int(head),
-        earlier,
-        [_found(int(last), entries, int(now), limit) for last, entries in found],
-    )
+    pages = [_page(int(last), raw, bool(more), int(now), limit) for last, raw, more in found]
+    return Reading(epoch.decode(), int(head), earlier, pages)
 
 
-def _found(last: int, raw: Sequence[Any], now: int, limit: int) -> Found:
-    """Keep what is a chain: each event names the one before it, and the newest is the key's last."""
-    chain: list[Entry] = []
-    skipped = 0
-    expected = last
-    for item in raw:  # newest first
-        entry = _entry(item, now, limit)
-        if entry is None:
-            skipped += 1
-            continue
-        if entry.seq != expected:
-            break
-        chain.append(entry)
-        expected = entry.previous
-    chain.reverse()
-    return Found(last, expected, chain, skipped)
+def _page(last: int, raw: Sequence[Any], more: bool, now: int, limit: int) -> Page:
+    entries = [_entry(item, now, limit) for item in raw]
+    kept = [entry for entry in entries if entry is not None]
+    end = int(raw[-1][0].partition(b"-")[0]) if raw else 0
+    return Page(last, kept, more, end, len(entries) - len(kept))
 
 
 def _entry(item: Any, now: int, limit: int) -> Entry | None:
@@ -259,3 +294,58 @@ def _entry(item: Any, now: int, limit: int) -> Entry | None:
     if len(body) > limit or not is_body(body) or not 0 <= previous < seq:
         return None
     return Entry(seq, previous, body, max(0.0, (now - created) / 1000))
+
+
+class Chain:
+    """The events of one key after a number, put together from pages.
+
+    ``reached``
+        the number of the newest event that is in, at first the number to begin after.
+    ``floor``
+        every event after it is among ``entries``; ``None``: all after the number to begin after are.
+    ``more``
+        whether there are pages to come, which begin after ``end``.
+    """
+
+    def __init__(self, after: int) -> None:
+        self.reached = self.end = after
+        self.floor: int | None = None
+        self.entries: list[Entry] = []
+        self.more = True
+        self.skipped = 0
+
+    def add(self, page: Page) -> None:
+        """Put the next page in. Each event names the one before it; what does not follow leaves a gap."""
+        for entry in page.entries:
+            if entry.previous != self.reached:
+                self._break(entry.previous)
+            self.entries.append(entry)
+            self.reached = entry.seq
+        self.skipped += page.skipped
+        # One that brings nothing is the last, or a stream that is not ours would be read for ever.
+        self.more = page.more and (page.end > self.end or not page.end)
+        self.end = max(self.end, page.end)
+        if not self.more:
+            if self.reached != page.last:
+                self._break(page.last)  # What the log says it has is not there, or the other way round.
+            self.reached = self.end = page.last
+
+    def _break(self, floor: int) -> None:
+        self.floor = floor
+        self.entries.clear()
+
+    def history(self, key: str | None, epoch: str, head: int, size: int, ttl: float) -> History:
+        """Give what was read of ``key`` up to ``head``: at most ``size`` events, none older than ``ttl`` seconds."""
+        kept = [entry for entry in self.entries if entry.age <= ttl and entry.seq <= head][-size:] if size else []
+        if kept:
+            floor = kept[0].previous
+        else:
+            later = [entry.previous for entry in self.entries if entry.seq > head and entry.age <= ttl]
+            floor = later[0] if later else self.reached
+        return History(key, epoch, floor, [message(key, epoch, entry, size) for entry in kept], head)
+
+
+def message(key: str | None, epoch: str, entry: Entry, size: int) -> Message:
+    """Make the message that an entry of a log with so many events of history is."""
+    created = time.monotonic() - entry.age
+    return Message(key, epoch, entry.seq, entry.body, created, resumable=size > 0)

@@ -177,7 +177,7 @@ class SQLiteBroker:
                 self._listener = Listener(self, self._wake_directory, epoch, head)
         with self._reading() as connection:
             epoch, head = self._position(connection)
-            histories = [self._history(connection, key, epoch) for key in fetch]
+            histories = [self._history(connection, key, epoch, head) for key in fetch]
         # A client may come from a process that is ahead of this one by what the listener has yet to read.
         self._listener.catch_up(self)
         for history in histories:
@@ -227,7 +227,7 @@ class SQLiteBroker:
             if self._position(connection)[0] == epoch:  # else another process has done it
                 self._begin_anew(connection)
 
-    def _history(self, connection: sqlite3.Connection, key: str | None, epoch: str) -> History:
+    def _history(self, connection: sqlite3.Connection, key: str | None, epoch: str, head: int) -> History:
         name = _ALL if key is None else key
         row = connection.execute(
             "SELECT seq FROM floor WHERE namespace = ?1 AND key = ?2 "
@@ -243,7 +243,7 @@ class SQLiteBroker:
         kept = [row for row in rows[: self._size] if row[2] >= oldest]
         if len(kept) < len(rows):
             floor = max(floor, int(rows[len(kept)][0]))
-        return History(key, epoch, floor, [self._message(epoch, row) for row in reversed(kept)])
+        return History(key, epoch, floor, [self._message(epoch, row) for row in reversed(kept)], head)
 
     def _message(self, epoch: str, row: tuple[int, str, float, bytes]) -> Message:
         seq, name, created, body = row

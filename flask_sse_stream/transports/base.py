@@ -67,7 +67,7 @@ class Runtime(Protocol):
     def waiter(self) -> Waiter:
         """Make a place to wait for the current thread or greenlet."""
 
-    def spawn(self, function: Callable[[], None]) -> Task:
+    def spawn(self, function: Callable[[], None], name: str = "sse-source") -> Task:
         """Run ``function`` beside, in an empty context: it must not hold the request's."""
 
     def start_flusher(self, flush: Callable[[], float | None]) -> Flusher:

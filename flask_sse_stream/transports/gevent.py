@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import os
 import sys
 import weakref
 from _thread import get_ident
@@ -153,10 +154,12 @@ class GeventFlusher:
         self._mailbox = Mailbox.current()
         self._event = GreenletEvent()
         self._stopped = self._woken = False
+        self._pid = os.getpid()
         self._greenlet = gevent.spawn(contextvars.Context().run, self._run)
 
     def _run(self) -> None:
-        while not self._stopped:
+        # A forked child has a copy of its parent's greenlets, and a flusher of its own.
+        while not self._stopped and self._pid == os.getpid():
             # Before the work: a wake during it must not be lost.
             self._woken = False
             self._event.clear()
@@ -200,7 +203,7 @@ class GeventRuntime:
         """Make a place to wait for a greenlet."""
         return GeventWaiter()
 
-    def spawn(self, function: Callable[[], None]) -> Task:
+    def spawn(self, function: Callable[[], None], name: str = "sse-source") -> Task:
         """Run ``function`` in a greenlet."""
         return GeventTask(function)
 

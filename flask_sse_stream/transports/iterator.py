@@ -115,9 +115,9 @@ class ThreadWaiter:
 class ThreadTask:
     """Runs in a thread of its own. Threads cannot be interrupted: it ends when it next touches its stream."""
 
-    def __init__(self, function: Callable[[], None]) -> None:
+    def __init__(self, function: Callable[[], None], name: str) -> None:
         context = contextvars.Context()
-        threading.Thread(target=context.run, args=(function,), name="sse-source", daemon=True).start()
+        threading.Thread(target=context.run, args=(function,), name=name, daemon=True).start()
 
     def stop(self) -> None:
         """Nothing can be done from outside; the stream's own methods raise in the task."""
@@ -170,9 +170,9 @@ class ThreadRuntime:
         """Make a place to wait for a thread."""
         return ThreadWaiter()
 
-    def spawn(self, function: Callable[[], None]) -> Task:
+    def spawn(self, function: Callable[[], None], name: str = "sse-source") -> Task:
         """Run ``function`` in a daemon thread."""
-        return ThreadTask(function)
+        return ThreadTask(function, name)
 
     def start_flusher(self, flush: Callable[[], float | None]) -> Flusher:
         """Start the flusher's thread."""

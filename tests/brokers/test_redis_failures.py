@@ -1170,8 +1170,8 @@ def test_without_a_history_what_was_missed_is_told(server: RedisServer, crowd: C
         for some in range(3):
             published.append(f"{number} {some}")
             assert book.publish(publisher.manager, "k", published[-1])
+        wait_for(lambda number=number: health(house).reconnects == number + 1 and health(house).up, "it is in step")  # type: ignore[misc]
         reader.wait_until_it_knows(book, published[-1])
-        wait_until_up(house)
     assert book.publish(publisher.manager, "k", "after")
     reader.wait_for("after")
     assert 0 < len(reader.resets) == health(house).gaps <= 10

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from redis_server import PROGRAMS, RedisServer
 
-from flask_sse_stream.brokers.redis_scripts import LEASE, PUBLISH, READ, Live, Names, Reading, live_message, reading
+from flask_sse_stream.brokers.redis_scripts import (
+    LEASE,
+    PUBLISH,
+    Chain,
+    Live,
+    Names,
+    Reading,
+    live_message,
+    read_command,
+    reading,
+)
 from flask_sse_stream.event import Event, is_body
 
 BODY = b"data: x\n\n"
@@ -39,12 +49,20 @@ class Scripts:
         [identifier] = self.command("EVAL", PUBLISH, len(keys), *keys, *arguments)
         return bytes(identifier)
 
-    def read(self, *keys: str | None, after: str = "0", size: int = 10, limit: int = 1000) -> Reading:
-        names = [self.names.log, self.names.keys, *(self.names.stream(key) for key in keys)]
-        arguments: list[Any] = [self.run, secrets.token_hex(6), size]
-        for key in keys:
-            arguments += [self.names.member(key), after]
-        return reading(self.command("EVAL", READ, len(names), *names, *arguments), limit)
+    def read(
+        self, *keys: str | None, after: int | None = 0, history: bool = True, limit: int = 10**6
+    ) -> tuple[Reading, list[Chain]]:
+        """Read all that there is of some keys, in as many pages as it takes."""
+        chains = {key: Chain(after or 0) for key in keys}
+        self.replies = 0
+        while True:
+            asked = {key: chain.end if after is not None else None for key, chain in chains.items() if chain.more}
+            found = reading(self.command(*read_command(self.names, self.run, asked, history=history)), limit)
+            self.replies += 1
+            for key, page in zip(asked, found.pages, strict=True):
+                chains[key].add(page)
+            if not any(chain.more for chain in chains.values()):
+                return found, list(chains.values())
 
     def close(self) -> None:
         self._client.close()
@@ -67,22 +85,65 @@ def test_everything_of_a_namespace_is_in_one_hash_slot(scripts: Scripts) -> None
 def test_each_event_knows_the_one_before_it_of_its_key(scripts: Scripts) -> None:
     for key in ("a", "b", "a", None, "a"):
         scripts.publish(key)
-    found = scripts.read("a", "b", None, "never")
+    found, chains = scripts.read("a", "b", None, "never")
     assert found.head == 5
-    chains = [[(entry.previous, entry.seq) for entry in one.entries] for one in found.found]
-    assert chains == [[(0, 1), (1, 3), (3, 5)], [(0, 2)], [(0, 4)], []]
-    assert [(one.last, one.floor) for one in found.found] == [(5, 0), (2, 0), (4, 0), (0, 0)]
+    assert [[(entry.previous, entry.seq) for entry in chain.entries] for chain in chains] == [
+        [(0, 1), (1, 3), (3, 5)],
+        [(0, 2)],
+        [(0, 4)],
+        [],
+    ]
+    assert [(chain.reached, chain.floor) for chain in chains] == [(5, None), (2, None), (4, None), (0, None)]
 
 
-def test_a_reading_begins_after_a_number_and_says_so_where_more_is_missing(scripts: Scripts) -> None:
+def test_a_reading_begins_after_a_number_and_says_so_where_something_is_missing(scripts: Scripts) -> None:
     for _ in range(9):
         scripts.publish("a")
-    [found] = scripts.read("a", after="6").found
-    assert ([entry.seq for entry in found.entries], found.floor) == ([7, 8, 9], 6)
-    [found] = scripts.read("a", after="2", size=3).found
-    assert ([entry.seq for entry in found.entries], found.floor) == ([7, 8, 9], 6)
-    [found] = scripts.read("a", after="-").found
-    assert (found.last, found.entries) == (9, [])
+    _, [chain] = scripts.read("a", after=6)
+    assert ([entry.seq for entry in chain.entries], chain.floor) == ([7, 8, 9], None)
+    _, [chain] = scripts.read("a", after=None, history=False)
+    assert (chain.reached, chain.entries) == (9, [])
+    scripts.command("XDEL", scripts.names.stream("a"), "4-0")
+    _, [chain] = scripts.read("a", after=2)
+    assert ([entry.seq for entry in chain.entries], chain.floor) == ([5, 6, 7, 8, 9], 4)
+    scripts.command("XDEL", scripts.names.stream("a"), "9-0")
+    _, [chain] = scripts.read("a", after=2)
+    assert (chain.entries, chain.floor, chain.reached) == ([], 9, 9)
+
+
+def test_what_the_log_has_not_although_it_was_heard_is_a_gap(scripts: Scripts) -> None:
+    scripts.publish("a")
+    _, [chain] = scripts.read("a", after=7)
+    assert (chain.entries, chain.floor, chain.reached) == ([], 1, 1)
+
+
+def test_much_is_read_in_replies_of_about_a_megabyte(scripts: Scripts) -> None:
+    for _ in range(8):
+        for key in ("a", "b", "c"):
+            scripts.publish(key, body=b"data: " + b"x" * 500_000 + b"\n\n", size=100)
+    _, chains = scripts.read("a", "b", "c")
+    assert [len(chain.entries) for chain in chains] == [8, 8, 8]
+    assert [chain.floor for chain in chains] == [None] * 3
+    assert scripts.replies >= 3
+    reply = scripts.command(*read_command(scripts.names, scripts.run, {"a": 0, "b": 0, "c": 0}, history=True))
+    assert sum(len(part) for _, events, _ in reply[-1] for _, fields in events for part in fields) < 5_000_000
+
+
+def test_a_history_is_cut_to_its_size_its_time_and_what_has_been_delivered(scripts: Scripts) -> None:
+    for _ in range(9):
+        scripts.publish("a")
+    _, [chain] = scripts.read("a")
+
+    def cut(head: int, size: int, ttl: float = 100.0) -> tuple[int, list[int]]:
+        history = chain.history("a", "epoch", head, size, ttl)
+        return history.floor, [message.seq for message in history.messages]
+
+    assert cut(9, 100) == (0, [1, 2, 3, 4, 5, 6, 7, 8, 9])
+    assert cut(9, 3) == (6, [7, 8, 9])
+    assert cut(7, 3) == (4, [5, 6, 7])
+    assert cut(9, 0) == (9, [])
+    assert cut(9, 3, ttl=-1.0) == (9, [])
+    assert cut(0, 3) == (0, [])
 
 
 def test_a_history_does_not_grow_without_end_and_ends_with_its_time(scripts: Scripts) -> None:
@@ -92,29 +153,31 @@ def test_a_history_does_not_grow_without_end_and_ends_with_its_time(scripts: Scr
     assert scripts.command("XLEN", stream) <= 200
     assert 4000 < scripts.command("PTTL", stream) <= 5000
     scripts.command("DEL", stream)  # as if its time were over
-    assert scripts.read("a").found[0][:3] == (1000, 1000, [])
+    _, [chain] = scripts.read("a")
+    assert (chain.reached, chain.floor, chain.entries) == (1000, 1000, [])
 
 
 def test_without_a_history_nothing_is_kept_but_the_place(scripts: Scripts) -> None:
     scripts.publish("a", size=0)
     assert not scripts.command("EXISTS", scripts.names.stream("a"))
-    assert scripts.read("a", size=0).found[0][:2] == (1, 1)
+    _, [chain] = scripts.read("a", history=False)
+    assert (chain.reached, chain.floor) == (1, 1)
 
 
 def test_what_a_lost_life_left_behind_is_not_taken_for_this_ones(scripts: Scripts) -> None:
     old = [scripts.publish("a") for _ in range(5)]
     scripts.command("DEL", scripts.names.log)
-    assert scripts.read("a").found[0][:3] == (0, 0, [])
+    assert scripts.read("a")[1][0].entries == []
     new = scripts.publish("a")
     assert new.endswith(b"-1")
     assert new.partition(b"-")[0] != old[0].partition(b"-")[0]
-    assert [entry.seq for entry in scripts.read("a").found[0].entries] == [1]
+    assert [entry.seq for entry in scripts.read("a")[1][0].entries] == [1]
 
 
 def test_a_log_without_its_keys_is_a_lost_one(scripts: Scripts) -> None:
     epoch = scripts.publish("a").partition(b"-")[0]
     scripts.command("DEL", scripts.names.keys)
-    found = scripts.read("a")
+    found, _ = scripts.read("a")
     assert (found.head, found.earlier) == (0, {})
     assert found.epoch.encode() != epoch
 
@@ -124,10 +187,10 @@ def test_a_new_server_begins_a_life_that_knows_those_before_it(scripts: Scripts)
     for number in range(40):
         scripts.run = f"run {number}"
         epochs.append(scripts.publish("a").partition(b"-")[0].decode())
-    found = scripts.read("a")
+    found, [chain] = scripts.read("a")
     assert found.epoch == epochs[-1]
     assert found.earlier == {epoch: number for number, epoch in enumerate(epochs[:-1], 1) if number > 7}
-    assert [entry.seq for entry in found.found[0].entries] == list(range(31, 41))
+    assert [entry.seq for entry in chain.entries] == list(range(1, 41))
 
 
 def test_of_very_many_keys_those_whose_history_is_gone_share_a_floor(scripts: Scripts) -> None:
@@ -135,13 +198,15 @@ def test_of_very_many_keys_those_whose_history_is_gone_share_a_floor(scripts: Sc
         scripts.publish(f"key {number}", ttl=1 if number < 200 else 100_000)
     kept = scripts.command("ZCARD", scripts.names.keys)
     assert 9_990 <= kept <= 10_000
-    found = scripts.read("key 0", "key 10050", "never")
-    floor = found.found[0].floor
+    _, chains = scripts.read("key 0", "key 10050", "never")
+    floor = chains[0].floor
+    assert floor is not None
     assert 50 <= floor <= 200
-    assert found.found[1].floor <= floor, "what there was when it was first published to"
-    assert found.found[2].floor == floor
+    assert chains[1].floor is None or chains[1].floor <= floor, "what there was when it was first published to"
+    assert chains[2].floor == floor
     scripts.publish("never")
-    assert [(entry.previous, entry.seq) for entry in scripts.read("never").found[0].entries] == [(floor, 10_101)]
+    [entry] = scripts.read("never")[1][0].entries
+    assert (entry.previous, entry.seq) == (floor, 10_101)
 
 
 @pytest.mark.parametrize("which", ["log", "keys", "stream"])
@@ -155,15 +220,16 @@ def test_a_key_of_another_type_is_an_error_and_nothing_is_sent_or_counted(which:
         scripts.publish("b")
     assert scripts.command("GET", name) == b"somebody else's"
     if which == "stream":
-        assert scripts.read("a", "b").head == 1
-        assert scripts.read("b").found[0][:3] == (0, 0, [])
+        found, chains = scripts.read("a", "b")
+        assert (found.head, chains[1].reached, chains[1].entries) == (1, 0, [])
 
 
 def test_a_stream_that_somebody_else_wrote_to_is_given_up_and_publishing_goes_on(scripts: Scripts) -> None:
     scripts.publish("a")
     scripts.command("XADD", scripts.names.stream("a"), "99999-0", "anything", "at all")
     assert scripts.publish("a").endswith(b"-2")
-    assert scripts.read("a").found[0][:2] == (2, 1), "the first one went with the foreign one"
+    _, [chain] = scripts.read("a")
+    assert (chain.reached, chain.floor) == (2, 1), "the first one went with the foreign one"
 
 
 def test_a_lease_ends_by_itself_or_when_it_is_given_back(scripts: Scripts) -> None:
@@ -251,8 +317,8 @@ def test_an_entry_that_is_no_event_ends_what_is_known_and_is_counted(scripts: Sc
     scripts.publish("a")
     scripts.publish("a", body=b"no event")
     scripts.publish("a")
-    [found] = scripts.read("a").found
-    assert ([entry.seq for entry in found.entries], found.floor, found.skipped) == ([3], 2, 1)
+    _, [chain] = scripts.read("a")
+    assert ([entry.seq for entry in chain.entries], chain.floor, chain.skipped) == ([3], 2, 1)
 
 
 @pytest.mark.parametrize("fields", [["b", BODY], ["b", BODY, "p", "x", "t", "1"], ["x", "y"]])
@@ -261,4 +327,16 @@ def test_an_entry_with_other_fields_is_skipped(fields: list[Any], scripts: Scrip
     stream = scripts.names.stream("a")
     scripts.command("DEL", stream)
     scripts.command("XADD", stream, "1-0", *fields)
-    assert scripts.read("a").found[0] == (1, 1, [], 1)
+    _, [chain] = scripts.read("a")
+    assert (chain.reached, chain.floor, chain.entries, chain.skipped) == (1, 1, [], 1)
+
+
+def test_a_stream_of_somebody_elses_is_not_read_for_ever(scripts: Scripts) -> None:
+    scripts.publish("a")
+    scripts.publish("a")
+    stream = scripts.names.stream("a")
+    scripts.command("DEL", stream)
+    for number in range(1, 40):
+        scripts.command("XADD", stream, f"1-{number}", "b", b"x" * 100_000)
+    _, [chain] = scripts.read("a")
+    assert (chain.reached, chain.floor, chain.entries) == (2, 2, [])
