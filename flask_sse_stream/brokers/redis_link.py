@@ -92,7 +92,8 @@ def _code(error: BaseException) -> str:
 _CURES: Final = {
     "WRONGPASS": "the user or the password in SSE_BROKER_URL is wrong",
     "NOAUTH": "SSE_BROKER_URL needs a password: redis://:password@host:6379/0",
-    "NOPERM": "this user's ACL lacks a command, or the namespace's keys or channels",
+    "NOPERM": "let this user run EVAL, EVALSHA, EXISTS, INFO, (S)SUBSCRIBE and what the scripts call "
+    "on the namespace's keys and channels",
     "OOM": "Redis is full: raise its maxmemory, or keep a shorter history (SSE_HISTORY_SIZE, SSE_HISTORY_TTL)",
     "WRONGTYPE": "something else writes under this namespace: delete its key, or choose another SSE_NAMESPACE",
     "READONLY": "this is a replica, which takes no writes: name the master, or use redis+sentinel://",
