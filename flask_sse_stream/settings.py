@@ -61,6 +61,12 @@ def _text(description: str, fits: Callable[[str], bool], *, optional: bool = Fal
     return check
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _BadValue("True or False")
+    return value
+
+
 def _one_of(*choices: str) -> _Check:
     return _text("one of " + ", ".join(map(repr, choices)), choices.__contains__)
 
@@ -202,6 +208,11 @@ class Settings:
             lambda v: re.fullmatch(r"[A-Za-z0-9._-]{1,64}", v) is not None,
         ),
         "keeps the events of several applications apart in one store",
+    )
+    fast_path: bool = _setting(
+        True,  # noqa: FBT003
+        _flag,
+        "take sockets over from servers that can give them up, which are gevent's",
     )
     idempotency_ttl: float = _setting(
         3600.0,

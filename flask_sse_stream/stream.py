@@ -387,11 +387,18 @@ class Stream:
 
         Several waiting frames come as one, up to about 64 KiB.
         """
+        frames = self.take_frames()
+        if not frames:
+            return frames if frames is None else b""
+        return frames[0] if len(frames) == 1 else b"".join(frames)
+
+    def take_frames(self) -> list[bytes] | None:
+        """Give the next frames for the client, as :meth:`take`; ``[]``: nothing now; ``None``: nothing any more."""
         with self._owner.lock:
             queue = self._queue
             if not queue:
                 self.writing_since = 0.0
-                return b"" if self.reason is None else None
+                return [] if self.reason is None else None
             self._patience = _PATIENCE
             frames: list[bytes] = []
             size = 0
@@ -406,7 +413,12 @@ class Stream:
             self.writing_since = time.monotonic()
         if self.room is not None:
             self.room.wake()
-        return frames[0] if len(frames) == 1 else b"".join(frames)
+        return frames
+
+    def progressed(self) -> None:
+        """The client took some of the bytes that it was given."""
+        if self.writing_since:
+            self.writing_since = time.monotonic()
 
 
 def _name(frame: bytes) -> bytes:

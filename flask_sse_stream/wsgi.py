@@ -11,17 +11,18 @@ import functools
 import inspect
 import logging
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, Final
 from urllib.parse import parse_qs
 
 from .errors import AccessDenied, BrokerError, StreamClosed, StreamsFull
-from .event import END_ID
+from .event import END_ID, PING
 from .pools import PoolManager
 from .settings import Settings
 from .stream import CloseReason, Stream
-from .transports.base import current_runtime
+from .transports.base import Task, current_runtime
 from .transports.iterator import Body, IteratorTransport
-from .transports.servers import client_socket, cut, tune
+from .transports.servers import client_socket, cut, give_up, tune
 
 __all__ = [
     "SSEMiddleware",
@@ -146,9 +147,34 @@ def respond(
     if source is not None:
         stream.room = runtime.waiter()
         task = runtime.spawn(_feeder(stream, source))
-    body = Body(stream, waiter, task)
-    start_response("200 OK", head)
-    return body
+    write = start_response("200 OK", head)
+    given_up = give_up(write) if settings.fast_path else None
+    if given_up is None:
+        return Body(stream, waiter, task)
+    _hand_off(stream, write, *given_up, settings.send_timeout, task)
+    return []
+
+
+def _hand_off(
+    stream: Stream,
+    write: Callable[[bytes], object],
+    client: Any,
+    let_go: Callable[[], None],
+    send_timeout: float,
+    task: Task | None,
+) -> None:
+    """Have the server write the head and the first bytes; from there on the reactor serves its socket."""
+    # By name: gevent need not be installed where its servers are not.
+    reactor = import_module("flask_sse_stream.transports.reactor").Reactor.current()
+    try:
+        write(stream.take() or PING)
+        let_go()
+        reactor.adopt(stream, client, send_timeout, task)
+    except BaseException:
+        stream.close(CloseReason.PEER)
+        if task is not None:
+            task.stop()
+        raise
 
 
 class SSEMiddleware:

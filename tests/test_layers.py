@@ -25,6 +25,7 @@ LAYERS: list[set[str]] = [
     {"rounds"},
     {"pools"},
     {"transports.iterator", "transports.gevent", "transports.servers"},
+    {"transports.reactor"},
     {"wsgi", "publisher", "bridge", "tickets", "jobs", "metrics"},
     {"extension", "testing"},
     {"cli"},
@@ -35,7 +36,7 @@ PACKAGES = {"brokers", "transports"}  # hold nothing but their docstring
 
 # Where a package that the core can do without may be imported.
 ONLY_IN = {
-    "gevent": {"transports.gevent"},
+    "gevent": {"transports.gevent", "transports.reactor"},
     "greenlet": {"transports.gevent"},
     "redis": {"brokers.redis_link"},
     "flask": {"extension", "testing", "cli"},
