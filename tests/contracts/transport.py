@@ -64,6 +64,8 @@ class Client:
 class TransportContract:
     """Inherit it and override ``run``, ``sleep`` and, where it is another place, ``in_native_thread``."""
 
+    client: type[Client] = Client
+
     def run(self, function: Callable[[], None]) -> None:
         """Run a server's code beside the test."""
         raise NotImplementedError
@@ -92,7 +94,7 @@ class TransportContract:
         manager.shutdown()
 
     def open(self, manager: PoolManager, query: str = "connectKey=k", **arguments: Any) -> Client:
-        client = Client()
+        client = self.client()
         self.run(lambda: client.serve(manager, query, **arguments))
         self.wait_for(lambda: client.bytes or client.ended, "the first bytes arrive")
         return client
@@ -150,7 +152,7 @@ class TransportContract:
         [stream] = manager.streams("k")
         client.left = True
         manager.publish("k", "the write that fails")
-        self.wait_for(lambda: client.ended, "the server gives up")
+        self.wait_for(lambda: client.ended and stream.closed, "the server gives up")
         assert (stream.reason, manager.count_all(), manager.keys()) == (CloseReason.PEER, 0, [])
 
     def test_a_source_runs_beside_without_the_context_of_the_request(self, manager: PoolManager) -> None:
@@ -225,8 +227,7 @@ class TransportContract:
 
         client = self.open(manager, source=source())
         client.left = True
-        self.wait_for(lambda: closed, "the generator is closed")
-        assert manager.count_all() == 0
+        self.wait_for(lambda: closed and manager.count_all() == 0, "the generator is closed")
 
     def test_heartbeats_go_on_while_the_source_thinks(self) -> None:
         manager = PoolManager(Settings(ping_interval=0.05))
@@ -257,6 +258,10 @@ class TransportContract:
         assert client.data == ["before the response began", "thread", "bye"]
         with pytest.raises(StreamClosed):
             stream.send("late")
+
+
+class BodyContract(TransportContract):
+    """What is more to be held where the response is a body that the server iterates."""
 
     def test_a_body_that_is_thrown_away_unread_leaves_nothing_behind(self, manager: PoolManager) -> None:
         def forget() -> None:

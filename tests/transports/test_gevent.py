@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import gevent
 import gevent.monkey
-from contracts.transport import TransportContract
+from contracts.transport import BodyContract
 from support import ROOT
 
 from flask_sse_stream.transports.gevent import GeventRuntime, GeventWaiter, Mailbox, in_gevent
@@ -19,7 +19,7 @@ from flask_sse_stream.transports.gevent import GeventRuntime, GeventWaiter, Mail
 start_native_thread = gevent.monkey.get_original("_thread", "start_new_thread")
 
 
-class TestIteratorInGreenlets(TransportContract):
+class TestIteratorInGreenlets(BodyContract):
     def run(self, function: Callable[[], None]) -> None:
         gevent.spawn(function)
 

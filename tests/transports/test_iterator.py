@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 
-from contracts.transport import TransportContract
+from contracts.transport import BodyContract
 
 from flask_sse_stream.transports.iterator import IteratorTransport, ThreadRuntime, ThreadWaiter
 
 
-class TestIteratorInThreads(TransportContract):
+class TestIteratorInThreads(BodyContract):
     def run(self, function: Callable[[], None]) -> None:
         threading.Thread(target=function, daemon=True).start()
 

@@ -1,0 +1,383 @@
+"""Sockets that pywsgi has given up, served by the reactor; and what makes a stream stay where it is."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import socket as standard_socket
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import gevent.monkey
+import gevent.pywsgi
+import greenlet
+import pytest
+from contracts.transport import Client, TransportContract, context_of_request
+from gevent import socket
+from gevent.ssl import SSLContext
+
+from flask_sse_stream.pools import PoolManager
+from flask_sse_stream.settings import Settings
+from flask_sse_stream.stream import CloseReason
+from flask_sse_stream.transports.reactor import Reactor
+from flask_sse_stream.wsgi import respond
+
+start_native_thread = gevent.monkey.get_original("_thread", "start_new_thread")
+
+Wrap = Callable[[Any], Any]
+
+
+class Server:
+    """gevent's own server in this process, which answers every request with a stream of ``manager``."""
+
+    def __init__(self, manager: PoolManager, wrap: Wrap = lambda app: app, **options: Any) -> None:
+        self.arguments: dict[str, Any] = {}
+        self.handled: list[str] = []
+
+        def app(environ: dict[str, Any], start_response: Any) -> Any:
+            token = context_of_request.set("the request's")
+            try:
+                return respond(manager, environ, start_response, **self.arguments)
+            finally:
+                context_of_request.reset(token)
+
+        class Log:
+            @staticmethod
+            def write(line: str) -> None:
+                self.handled.append(line)
+
+        self._server = gevent.pywsgi.WSGIServer(("127.0.0.1", 0), wrap(app), log=Log(), error_log=None, **options)
+        self._server.start()
+        self.address = ("127.0.0.1", self._server.server_port)
+
+    def connect(self, query: str = "connectKey=k", version: str = "1.1", more: bytes = b"") -> Any:
+        """Connect, and ask for a stream."""
+        client = socket.create_connection(self.address)
+        client.sendall(f"GET /?{query} HTTP/{version}\r\nHost: localhost\r\n\r\n".encode() + more)
+        return client
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+class SocketClient(Client):
+    """A client of a real server in this process."""
+
+    def serve(self, manager: PoolManager, query: str, **arguments: Any) -> None:
+        server = Server(manager)
+        server.arguments = arguments
+        client = server.connect(query)
+        client.settimeout(0.005)
+        received = b""
+        try:
+            while not self.left:
+                try:
+                    data = client.recv(65536)
+                except TimeoutError:
+                    continue
+                if not data:
+                    break
+                received += data
+                head, _, rest = received.partition(b"\r\n\r\n")
+                self.status = head.split(b"\r\n")[0].decode().partition(" ")[2]
+                self.chunks, self.bytes, self.whole = dechunk(rest)
+        finally:
+            client.close()
+            server.stop()
+            self.ended = True
+
+
+def dechunk(data: bytes) -> tuple[int, bytes, bool]:
+    """Give the number of chunks, their contents, and whether the last chunk has come."""
+    chunks, found = 0, b""
+    while (end := data.find(b"\r\n")) >= 0:
+        size = int(data[:end], 16)
+        if len(data) < end + size + 4:
+            break
+        if size == 0:
+            assert data[end + 4 :] == b"", "nothing follows the last chunk"
+            return chunks, found, True
+        chunks += 1
+        found += data[end + 2 : end + 2 + size]
+        data = data[end + size + 4 :]
+    return chunks, found, False
+
+
+class TestHandOff(TransportContract):
+    client = SocketClient
+
+    def run(self, function: Callable[[], None]) -> None:
+        gevent.spawn(function)
+
+    def sleep(self) -> None:
+        gevent.sleep(0.002)
+
+    def in_native_thread(self, function: Callable[[], None]) -> None:
+        done: list[bool] = []
+        failures: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                function()
+            except BaseException as error:
+                failures.append(error)
+            finally:
+                done.append(True)
+
+        start_native_thread(run, ())
+        self.wait_for(lambda: done, "the thread ends")
+        assert failures == []
+
+    def test_the_end_of_a_stream_is_the_end_of_its_response(self, manager: PoolManager) -> None:
+        client = self.open(manager)
+        assert isinstance(client, SocketClient)
+        manager.close("k")
+        self.wait_for(lambda: client.ended, "it ends")
+        assert client.whole
+
+
+@pytest.fixture
+def manager() -> Iterator[PoolManager]:
+    manager = PoolManager(Settings(ping_interval=0))
+    yield manager
+    manager.shutdown()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(*arguments: Any, **options: Any) -> Server:
+        servers.append(Server(*arguments, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:
+    with gevent.Timeout(seconds, AssertionError(f"not within {seconds} s: {what}")):
+        while not (value := condition()):
+            gevent.sleep(0.002)
+        return value
+
+
+def handed_off() -> int:
+    return len(Reactor.current())
+
+
+def read_some(client: Any, until: bytes) -> bytes:
+    received = b""
+    with gevent.Timeout(15, AssertionError(f"no {until!r} came")):
+        while until not in received:
+            data = client.recv(65536)
+            assert data, f"it ended after {received!r}"
+            received += data
+    return received
+
+
+def greenlets() -> int:
+    gc.collect()
+    return sum(isinstance(item, greenlet.greenlet) and not item.dead for item in gc.get_objects())
+
+
+def test_streams_that_were_handed_off_cost_no_greenlet(manager: PoolManager, serve: Callable[..., Server]) -> None:
+    server = serve(manager)
+    first = server.connect()
+    read_some(first, b": open")
+    before = greenlets()
+    clients = [server.connect() for _ in range(50)]
+    for client in clients:
+        read_some(client, b": open")
+    wait_for(lambda: handed_off() == 51, "all are handed off")
+    assert greenlets() <= before + 2
+    wait_for(lambda: len(server.handled) == 51, "each has its line in the access log")
+    manager.publish("k", "x")
+    for client in (first, *clients):
+        read_some(client, b"data: x\n\n\r\n")
+        client.close()
+    wait_for(lambda: manager.count_all() == handed_off() == 0, "all are gone, without any heartbeat")
+    assert manager.stats().closed == {"peer": 51}
+
+
+@pytest.mark.parametrize("how", ["closes", "resets", "shuts its side", "says something"])
+def test_a_peer_that_leaves_or_says_what_nobody_asked_for_is_gone_at_once(
+    how: str, manager: PoolManager, serve: Callable[..., Server]
+) -> None:
+    client = serve(manager).connect()
+    read_some(client, b": open")
+    if how == "closes":
+        client.close()
+    elif how == "resets":
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.close()
+    elif how == "shuts its side":
+        client.shutdown(socket.SHUT_WR)
+    else:
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    wait_for(lambda: manager.count_all() == handed_off() == 0, "it is gone")
+    assert manager.stats().closed == {"peer": 1}
+    client.close()
+
+
+def test_a_request_that_is_pipelined_behind_the_first_gets_no_answer(
+    manager: PoolManager, serve: Callable[..., Server]
+) -> None:
+    client = serve(manager).connect(more=b"GET /second HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert read_some(client, b": open").count(b"HTTP/1.1 200") == 1
+    manager.publish("k", "x")
+    read_some(client, b"data: x")
+    client.close()
+    wait_for(lambda: handed_off() == 0, "it is gone")
+
+
+def test_what_a_socket_has_no_room_for_waits_and_arrives_in_order(serve: Callable[..., Server]) -> None:
+    manager = PoolManager(Settings(ping_interval=0, send_buffer=4096, queue_events=10_000, queue_bytes=10**8))
+    client = serve(manager).connect()
+    read_some(client, b": open")
+    [stream] = manager.streams("k")
+    for number in range(200):
+        manager.publish("k", f"{number} " + "x" * 20_000)
+    wait_for(lambda: stream.waiting and stream.writing_since, "its socket is full")
+    other = serve(manager).connect("connectKey=other")
+    read_some(other, b": open")
+    manager.publish("other", "y")
+    read_some(other, b"data: y")  # nobody else waits for it
+    received = b""
+    with gevent.Timeout(30):
+        while f"data: 199 {'x' * 20_000}\n\n\r\n".encode() not in received[-30_000:]:
+            received += client.recv(1_000_000)
+    places = [received.index(f"data: {number} x".encode()) for number in range(200)]
+    assert places == sorted(places)
+    wait_for(lambda: not stream.writing_since, "it waits for news again")
+    manager.shutdown()
+    client.close()
+    other.close()
+
+
+def test_a_reader_that_has_stopped_is_cut_in_time(serve: Callable[..., Server]) -> None:
+    manager = PoolManager(
+        Settings(ping_interval=0.05, send_timeout=0.3, send_buffer=4096, queue_events=10_000, queue_bytes=10**8)
+    )
+    client = serve(manager).connect()
+    read_some(client, b": open")
+    [stream] = manager.streams("k")
+    while not stream.waiting:
+        manager.publish("k", "x" * 100_000)
+        gevent.sleep(0)
+    wait_for(lambda: stream.closed and handed_off() == 0, "it is cut")
+    assert stream.reason is CloseReason.STALLED
+    manager.shutdown()
+    client.close()
+
+
+def test_a_descriptor_that_is_used_again_gets_nothing_that_was_meant_for_the_one_before(
+    manager: PoolManager, serve: Callable[..., Server]
+) -> None:
+    server = serve(manager)
+    for number in range(200):
+        client = server.connect(f"connectKey=key-{number}")
+        read_some(client, b": open")
+        manager.publish(f"key-{number}", f"for {number}")
+        if number % 3 == 0:
+            manager.close(f"key-{number}")
+        elif number % 3 == 1:
+            client.close()
+        else:
+            read_some(client, f"data: for {number}".encode())
+        following = server.connect("connectKey=quiet")
+        seen = read_some(following, b": open")
+        manager.publish("quiet", f"quiet {number}")
+        seen += read_some(following, f"data: quiet {number}".encode())
+        assert b"data: for" not in seen
+        client.close()
+        following.close()
+    wait_for(lambda: manager.count_all() == handed_off() == 0, "all are gone")
+
+
+@pytest.mark.parametrize("why", ["a wrapped write", "the setting", "HTTP/1.0", "TLS", "a handler of the user's own"])
+def test_what_is_not_exactly_known_stays_where_it_is(
+    why: str, manager: PoolManager, serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {}
+    if why == "a wrapped write":
+
+        def wrap(app: Any) -> Any:
+            def wrapped(environ: Any, start_response: Any) -> Any:
+                def start(status: str, headers: Any, exc_info: Any = None) -> Any:
+                    write = start_response(status, headers, exc_info)
+                    return lambda data: write(data)
+
+                return app(environ, start)
+
+            return wrapped
+
+        options["wrap"] = wrap
+    elif why == "a handler of the user's own":
+
+        class Handler(gevent.pywsgi.WSGIHandler):
+            pass
+
+        options["handler_class"] = Handler
+    elif why == "the setting":
+        manager = PoolManager(Settings(ping_interval=0, fast_path=False))
+    elif why == "TLS":
+        import trustme
+
+        authority = trustme.CA()
+        certificate = authority.issue_cert("127.0.0.1")
+        certificate.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "certificate"))
+        server_context = SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server_context.load_cert_chain(str(tmp_path / "certificate"))
+        options["ssl_context"] = server_context
+    server = serve(manager, **options)
+    if why == "TLS":
+        context = SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        authority.configure_trust(context)
+        client = context.wrap_socket(socket.create_connection(server.address), server_hostname="127.0.0.1")
+        client.sendall(b"GET /?connectKey=k HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    else:
+        client = server.connect(version="1.0" if why == "HTTP/1.0" else "1.1")
+    read_some(client, b": open")
+    manager.publish("k", "x")
+    read_some(client, b"data: x")
+    assert handed_off() == 0
+    client.close()
+    manager.shutdown()
+
+
+def test_a_client_that_leaves_before_its_first_bytes_leaves_nothing_behind(
+    manager: PoolManager, serve: Callable[..., Server]
+) -> None:
+    server = serve(manager)
+    for _ in range(50):
+        client = standard_socket.create_connection(server.address)
+        client.sendall(b"GET /?connectKey=k HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.close()
+    read_some(last := server.connect(), b": open")
+    last.close()
+    wait_for(lambda: manager.count_all() == handed_off() == 0, "all are gone")
+
+
+def test_a_forked_child_holds_no_client_of_its_parents(manager: PoolManager, serve: Callable[..., Server]) -> None:
+    client = serve(manager).connect()
+    read_some(client, b": open")
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:  # the child: nothing of the test runner may run in it
+        with contextlib.suppress(BaseException):
+            os.read(reading, 1)
+        os._exit(0)
+    manager.close("k")
+    with gevent.Timeout(10):
+        while client.recv(65536):
+            pass  # it ends while the child still runs
+    os.write(writing, b"!")
+    assert os.waitpid(pid, 0)[1] == 0
+    client.close()
