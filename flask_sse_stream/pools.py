@@ -594,10 +594,6 @@ class PoolManager:
         if self.hooks.closed is not None:
             self._call(self.hooks.closed, stream, reason)
 
-    def touched(self, stream: Stream) -> None:
-        """Remember that a stream was not silent. For the stream, under the lock."""
-        self._rounds.touched(stream)
-
     def dropped(self, stream: Stream, count: int) -> None:
         """Remember what an overflow policy dropped. For the stream, under the lock."""
         self._rounds.dropped(stream, count)

@@ -37,7 +37,7 @@ class Rounds:
     """Offers messages to streams, wakes their transports, and sees to what falls due with time.
 
     ``streams``
-        every stream of this process; the one that was silent for longest comes first.
+        every stream of this process.
     ``outbox``
         messages that somebody listens to and nobody was offered yet.
     ``listeners``
@@ -65,6 +65,8 @@ class Rounds:
         self._to_wake: deque[Stream] = deque()
         self._to_close: deque[tuple[Stream, CloseReason]] = deque()
         self._drops: deque[tuple[Stream, int]] = deque()
+        # When each stream is to be looked at for its silence; it may have said something since that was written down.
+        self._silences: list[tuple[float, int, weakref.ref[Stream]]] = []
         self._ages: list[tuple[float, int, weakref.ref[Stream]]] = []
         self._lingering: deque[tuple[float, weakref.ref[Stream]]] = deque()  # ended; their last bytes may be stuck
         self._round: Iterator[float] | None = None
@@ -74,6 +76,10 @@ class Rounds:
     def join(self, stream: Stream) -> None:
         """Take a stream in."""
         self.streams[stream] = None
+        if self._settings.ping_interval:
+            heapq.heappush(
+                self._silences, (stream.opened + self._settings.ping_interval, id(stream), weakref.ref(stream))
+            )
         if self._settings.max_age is not None:
             age = self._settings.max_age * random.uniform(0.8, 1.0)  # noqa: S311  only spreads
             heapq.heappush(self._ages, (stream.opened + age, id(stream), weakref.ref(stream)))
@@ -85,11 +91,6 @@ class Rounds:
         if reason is not CloseReason.PEER:
             self._lingering.append((time.monotonic() + self._settings.send_timeout, weakref.ref(stream)))
         return True
-
-    def touched(self, stream: Stream) -> None:
-        """Put a stream behind all that were silent for longer."""
-        if self.streams.pop(stream, _ABSENT) is not _ABSENT:
-            self.streams[stream] = None
 
     def forget_messages(self) -> None:
         """The log began anew: nothing of the old one is to be offered any more."""
@@ -153,20 +154,30 @@ class Rounds:
                 batch.append(self.outbox.popleft())
                 size += len(batch[-1].frame)
         touched: dict[Stream, None] = {}
+        alone = len(batch) == 1 and not self.outbox
         for message in batch:
             with self._lock:
                 streams = self._listeners(message.key)
             for start in range(0, len(streams), _SLICE_STREAMS):
                 now = time.monotonic()
+                at_once: list[Stream] = []
                 with self._lock:
                     if life != self._life:
                         break  # The log began anew: an event of the old one would spoil the cursor of the new.
                     for stream in streams[start : start + _SLICE_STREAMS]:
-                        if stream.offer(message):
-                            stream.last_active = now
+                        if alone and stream.pass_by(message):
+                            at_once.append(stream)
+                        elif stream.offer(message):
                             touched[stream] = None
-                            self.touched(stream)
-                            self.offered_count += 1
+                        else:
+                            continue
+                        stream.last_active = now
+                        self.offered_count += 1
+                for stream in at_once:
+                    transport = stream.transport
+                    if transport is None or not transport.push(message.chunk):
+                        stream.put_back(message)
+                        touched[stream] = None
                 yield 0.0
         self._to_wake.extend(touched)
         yield from self._wake()
@@ -195,19 +206,23 @@ class Rounds:
     def _heartbeat(self) -> Iterator[float]:
         interval, patience = self._settings.ping_interval, self._settings.send_timeout
         now = time.monotonic()
-        while interval:
+        while self._silences and self._silences[0][0] <= now:
             with self._lock:
                 for _ in range(_SLICE_STREAMS):
-                    stream = next(iter(self.streams), None)
-                    if stream is None or stream.last_active + interval > now:
-                        interval = 0  # nobody after this one was silent for longer
+                    if not self._silences or self._silences[0][0] > now:
                         break
-                    if stream.writing_since and now - stream.writing_since > patience:
-                        self._to_close.append((stream, CloseReason.STALLED))
-                    elif stream.put_ping():
-                        self._to_wake.append(stream)
-                    stream.last_active = now
-                    self.touched(stream)
+                    _, number, reference = self._silences[0]
+                    stream = reference()
+                    if stream is None or stream not in self.streams:
+                        heapq.heappop(self._silences)
+                        continue
+                    if stream.last_active + interval <= now:
+                        if stream.writing_since and now - stream.writing_since > patience:
+                            self._to_close.append((stream, CloseReason.STALLED))
+                        elif stream.put_ping():
+                            self._to_wake.append(stream)
+                        stream.last_active = now
+                    heapq.heapreplace(self._silences, (stream.last_active + interval, number, reference))
             yield 0.0
 
     def _end_the_old(self) -> Iterator[float]:
@@ -237,9 +252,8 @@ class Rounds:
     def _next_due(self) -> float | None:
         due = []
         with self._lock:
-            silent = next(iter(self.streams), None)
-            if silent is not None and self._settings.ping_interval:
-                due.append(silent.last_active + self._settings.ping_interval)
+            if self._silences and self.streams:
+                due.append(self._silences[0][0])
             if self._ages:
                 due.append(self._ages[0][0])
             if self._lingering:

@@ -101,9 +101,6 @@ class StreamOwner(Protocol):
     def dumps(self, value: Any) -> str:
         """Express a value as JSON."""
 
-    def touched(self, stream: Stream) -> None:
-        """Something was put into the stream's queue. Called under the lock."""
-
     def leave(self, stream: Stream, reason: CloseReason) -> bool:
         """Take the stream out of everything; say whether it was in. Called under the lock, once."""
 
@@ -279,7 +276,6 @@ class Stream:
             fits = self._put(frame)
             if fits:
                 self.last_active = time.monotonic()
-                self._owner.touched(self)
         if not fits:
             self.close(CloseReason.SLOW)
             raise StreamClosed(CloseReason.SLOW)
@@ -297,6 +293,21 @@ class Stream:
             return False
         self.cursor = message.seq
         return True
+
+    def pass_by(self, message: Message) -> bool:
+        """Count a message as offered that is about to be pushed by the transport; ``False``: offer it."""
+        if self._queue or self.transport is None or not self.transport.ready or self.reason is not None:
+            return False
+        if message.seq <= self.cursor:
+            return False
+        self.cursor = message.seq
+        return True
+
+    def put_back(self, message: Message) -> None:
+        """Put a message into the queue that the transport did not take. Without the lock."""
+        with self._owner.lock:
+            if self.reason is None and not self._put(message.frame):
+                self._owner.overflowed(self)
 
     def put_first(self, frames: list[bytes]) -> None:
         """Put what a stream begins with before anything else; the bounds do not count it.

@@ -147,10 +147,12 @@ def respond(
     if source is not None:
         stream.room = runtime.waiter()
         task = runtime.spawn(_feeder(stream, source))
+    body = Body(stream, waiter, task)
     write = start_response("200 OK", head)
     given_up = give_up(write) if settings.fast_path else None
     if given_up is None:
-        return Body(stream, waiter, task)
+        return body
+    body.release()
     _hand_off(stream, write, *given_up, settings.send_timeout, task)
     return []
 

@@ -25,9 +25,14 @@ class Clock:
 
 
 class RecordingTransport:
+    ready = False
+
     def __init__(self) -> None:
         self.wakes = 0
         self.closes = 0
+
+    def push(self, chunk: bytes) -> bool:
+        return False
 
     def wake(self) -> None:
         self.wakes += 1

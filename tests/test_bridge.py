@@ -69,7 +69,7 @@ def test_each_message_of_a_channel_is_an_event_of_the_pool(make_house: MakeHouse
         ("order", "ü\nx"),
         ("order", ""),
     ]
-    assert bridge.stats()[:4] == (True, 3, 0, 0)
+    wait_for(lambda: bridge.stats()[:4] == (True, 3, 0, 0), "they are counted")
 
 
 def test_what_came_by_a_bridge_is_replayed_as_anything_else(make_house: MakeHouse, server: RedisServer) -> None:

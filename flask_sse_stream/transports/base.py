@@ -18,7 +18,19 @@ T = TypeVar("T")
 
 
 class Transport(Protocol):
-    """Both methods return at once and may be called from any thread, greenlet or hub callback."""
+    """:meth:`wake` and :meth:`close` return at once, and may be called from any thread, greenlet or hub callback.
+
+    ``ready``
+        whether :meth:`push` may be of use: never, for most.
+    """
+
+    ready: bool
+
+    def push(self, chunk: bytes) -> bool:
+        """Send these bytes now, ahead of the queue, which is empty; ``False``: they have to wait in it.
+
+        For the flusher.
+        """
 
     def wake(self) -> None:
         """The stream has something to say, or has ended."""

@@ -30,9 +30,15 @@ class IteratorTransport:
 
     __slots__ = ("_cut", "waiter")
 
+    ready = False
+
     def __init__(self, waiter: Waiter, cut: Callable[[], None] | None = None) -> None:
         self.waiter = waiter
         self._cut = cut
+
+    def push(self, chunk: bytes) -> bool:
+        """Only the server's code writes."""
+        return False
 
     def wake(self) -> None:
         """Let the server's code come back for more."""
@@ -68,6 +74,10 @@ class Body:
             else:
                 self._waiter.wait()
         raise StopIteration
+
+    def release(self) -> None:
+        """Somebody else serves the stream: this is nobody's body any more."""
+        self._stream = self._task = None
 
     def close(self) -> None:
         """The server is done: the end was sent, the client left, or the request failed on its way out."""

@@ -13,6 +13,7 @@ import contextlib
 import os
 import select
 import socket
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
@@ -42,7 +43,7 @@ _TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18)
 class HandedOff:
     """The transport of one stream whose socket is the reactor's."""
 
-    __slots__ = ("_reactor", "busy", "descriptor", "ended", "full", "posted", "rest", "stream", "task")
+    __slots__ = ("_reactor", "busy", "descriptor", "ended", "posted", "ready", "rest", "stream", "task")
 
     def __init__(self, reactor: Reactor, stream: Stream, descriptor: int, task: Task | None) -> None:
         self._reactor = reactor
@@ -50,8 +51,24 @@ class HandedOff:
         self.descriptor = descriptor  # -1 when it is closed
         self.task = task
         self.rest = b""  # what the socket had no room for
-        self.full = False  # it waits for room
+        self.ready = True  # its socket had room the last time
         self.busy = self.posted = self.ended = False
+
+    def push(self, chunk: bytes) -> bool:
+        """Send what all clients get now, without any queue."""
+        if not self.ready or self.busy or get_ident() != self._reactor.thread:
+            return False
+        try:
+            sent = os.write(self.descriptor, chunk)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._reactor.peer_left(self)
+            return True
+        if sent != len(chunk):
+            self.stream.writing_since = time.monotonic()
+            self._reactor.wait_for_room(self, chunk[sent:])
+        return True
 
     def wake(self) -> None:
         """Send what the stream has, now if this is the hub's thread, else as soon as that comes to it."""
@@ -129,7 +146,7 @@ class Reactor:
 
     def send(self, transport: HandedOff) -> None:
         """Send what the stream has, as far as the socket has room."""
-        if transport.full or transport.busy or transport.descriptor < 0:
+        if not transport.ready or transport.busy or transport.descriptor < 0:
             return  # Whoever is at it, or the epoll, sees to what comes meanwhile.
         transport.busy = True
         try:
@@ -150,15 +167,19 @@ class Reactor:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._peer_left(transport)
+            self.peer_left(transport)
             return False
         if sent == len(data):
             transport.rest = b""
             return True
-        transport.rest = data[sent:]
-        transport.full = True
-        self._epoll.modify(transport.descriptor, _WATCHED | select.EPOLLOUT)
+        self.wait_for_room(transport, data[sent:])
         return False
+
+    def wait_for_room(self, transport: HandedOff, rest: bytes) -> None:
+        """Send ``rest``, and what comes after it, when the socket has room again."""
+        transport.rest = rest
+        transport.ready = False
+        self._epoll.modify(transport.descriptor, _WATCHED | select.EPOLLOUT)
 
     def _next(self, transport: HandedOff) -> bytes | None:
         """Give the next bytes of the response; ``b""``: nothing now; ``None``: that was the end."""
@@ -180,6 +201,7 @@ class Reactor:
         descriptor, transport.descriptor = transport.descriptor, -1
         if descriptor < 0:
             return
+        transport.ready = False
         del self._transports[descriptor]
         # Before it is closed: what the server may still hold of the same connection would keep it in the epoll, and
         # a number that is used again must not get what is meant for this one.
@@ -194,7 +216,8 @@ class Reactor:
             transport.task = None
             task.stop()
 
-    def _peer_left(self, transport: HandedOff) -> None:
+    def peer_left(self, transport: HandedOff) -> None:
+        """Nobody is at the other end any more."""
         self.drop(transport)
         transport.stream.close(CloseReason.PEER)
 
@@ -206,9 +229,9 @@ class Reactor:
                 continue
             if events & ~select.EPOLLOUT:
                 # An end, an error, or bytes that nobody asked for: a client of a stream has nothing more to say.
-                self._peer_left(transport)
+                self.peer_left(transport)
             else:
-                transport.full = False
+                transport.ready = True
                 self._epoll.modify(transport.descriptor, _WATCHED)
                 transport.stream.progressed()
                 self.send(transport)
