@@ -22,7 +22,7 @@ from .settings import Settings
 from .stream import CloseReason, Stream
 from .transports.base import Task, current_runtime
 from .transports.iterator import Body, IteratorTransport
-from .transports.servers import client_socket, cut, give_up, tune
+from .transports.servers import GivenUp, client_socket, cut, give_up, tune
 
 __all__ = [
     "SSEMiddleware",
@@ -149,19 +149,18 @@ def respond(
         task = runtime.spawn(_feeder(stream, source))
     body = Body(stream, waiter, task)
     write = start_response("200 OK", head)
-    given_up = give_up(write) if settings.fast_path else None
+    given_up = give_up(environ, write) if settings.fast_path else None
     if given_up is None:
         return body
     body.release()
-    _hand_off(stream, write, *given_up, settings.send_timeout, task)
+    _hand_off(stream, write, given_up, settings.send_timeout, task)
     return []
 
 
 def _hand_off(
     stream: Stream,
     write: Callable[[bytes], object],
-    client: Any,
-    let_go: Callable[[], None],
+    given_up: GivenUp,
     send_timeout: float,
     task: Task | None,
 ) -> None:
@@ -170,8 +169,8 @@ def _hand_off(
     reactor = import_module("flask_sse_stream.transports.reactor").Reactor.current()
     try:
         write(stream.take() or PING)
-        let_go()
-        reactor.adopt(stream, client, send_timeout, task)
+        given_up.let_go()
+        reactor.adopt(stream, given_up.client, send_timeout, task)
     except BaseException:
         stream.close(CloseReason.PEER)
         if task is not None:

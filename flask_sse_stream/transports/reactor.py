@@ -109,7 +109,9 @@ class Reactor:
     def forked(cls) -> None:
         """Let go of what is the parent's, in a child: its clients must not be kept waiting for the child's end."""
         for reactor in list(cls._of_hub.values()):
-            for descriptor in (*reactor._transports, reactor._epoll.fileno()):
+            reactor._watcher.stop()
+            reactor._epoll.close()
+            for descriptor in reactor._transports:
                 with contextlib.suppress(OSError):
                     _close(descriptor)
             reactor._transports.clear()

@@ -9,51 +9,58 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
-__all__ = ["client_socket", "cut", "give_up", "tune"]
+__all__ = ["GivenUp", "client_socket", "cut", "give_up", "tune"]
 
 # gunicorn's gevent_pywsgi worker says "sock", its other workers "socket".
 _KEYS: Final = ("gunicorn.socket", "gunicorn.sock", "werkzeug.socket")
 
 
-def give_up(write: Any) -> tuple[Any, Callable[[], None]] | None:
-    """Say whether the server that returned ``write`` from ``start_response`` can give up its socket.
+class GivenUp(NamedTuple):
+    """A socket that a server can give up, once the head and the first bytes of the response were written."""
 
-    If so, give the socket, and what to call once the head and the first bytes were written by ``write``: from then on
-    the server writes no end of the response, and its own descriptor is closed when the application returns. Else
-    ``None``: a server that is not known exactly, a wrapped ``write``, TLS, HTTP/1.0, HTTP/2.
+    client: Any
+    handler: Any
+    chunked: str  # the attribute of the handler by which it remembers to end the body
 
-    Read in gevent 23.9 to 26.9 and gunicorn 21.2 to 27.0, and shown by tests.
+    def let_go(self) -> None:
+        """From here on the server writes no end of the response, and closes its descriptor after the application."""
+        setattr(self.handler, self.chunked, False)
+
+
+def give_up(environ: Mapping[str, Any], write: Any) -> GivenUp | None:
+    """Say whether the server that returned ``write`` from ``start_response`` can give up its socket, and prepare it.
+
+    ``None``: a server that is not known exactly, a wrapped ``write``, TLS, HTTP/1.0, HTTP/2, or a request with a body,
+    of which something may be unread. Read in gevent 23.9 to 26.9 and gunicorn 21.2 to 27.0, and shown by tests.
     """
     handler: Any = getattr(write, "__self__", None)
     kind = type(handler)
     if getattr(write, "__func__", None) is not getattr(kind, "write", None):
         return None
     gevent_socket = sys.modules.get("gevent.socket")
-    if gevent_socket is None:
+    if gevent_socket is None or environ.get("CONTENT_LENGTH", "") not in ("", "0"):
+        return None
+    if "HTTP_TRANSFER_ENCODING" in environ:
         return None
     if _is(kind, "gevent.pywsgi", "WSGIHandler") or _is(kind, "gunicorn.workers.ggevent", "PyWSGIHandler"):
-        client = getattr(handler, "socket", None)
+        found = GivenUp(getattr(handler, "socket", None), handler, "response_use_chunked")
         fits = handler.request_version == "HTTP/1.1" and not handler.headers_sent
-
-        def let_go() -> None:
-            handler.response_use_chunked = False
-            handler.close_connection = True
-
     elif _is(kind, "gunicorn.http.wsgi", "Response"):
-        client = handler.sock
+        found = GivenUp(handler.sock, handler, "chunked")
         fits = handler.chunked and not handler.headers_sent
-
-        def let_go() -> None:
-            handler.chunked = False
-            handler.force_close()
-
     else:
         return None
-    # Not a subclass: TLS is one.
-    return (client, let_go) if fits and type(client) is gevent_socket.socket else None
+    # Not a subclass of a socket: TLS is one.
+    if not fits or type(found.client) is not gevent_socket.socket:
+        return None
+    if found.chunked == "chunked":
+        handler.force_close()  # before the head, which says so then
+    else:
+        handler.close_connection = True
+    return found
 
 
 def _is(kind: type, module: str, name: str) -> bool:

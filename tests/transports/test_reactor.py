@@ -237,6 +237,19 @@ def test_a_request_that_is_pipelined_behind_the_first_gets_no_answer(
     wait_for(lambda: handed_off() == 0, "it is gone")
 
 
+def test_a_request_whose_body_may_be_unread_keeps_its_server(
+    manager: PoolManager, serve: Callable[..., Server]
+) -> None:
+    server = serve(manager)
+    server.arguments = {"source": iter(["a", "b"])}
+    client = socket.create_connection(server.address)
+    client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello")
+    received = read_some(client, b"\r\n0\r\n\r\n")
+    assert b"data: a" in received
+    assert b"event: close" in received
+    client.close()
+
+
 def test_what_a_socket_has_no_room_for_waits_and_arrives_in_order(serve: Callable[..., Server]) -> None:
     manager = PoolManager(Settings(ping_interval=0, send_buffer=4096, queue_events=10_000, queue_bytes=10**8))
     client = serve(manager).connect()
