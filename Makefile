@@ -4,6 +4,8 @@
 PYTHON ?= python3
 PORT ?= 5000
 PYTEST_ARGS ?=
+# Test processes. Most tests wait for servers, so there may be more than processors.
+JOBS ?= 3
 BENCH_ARGS ?=
 TOX_ARGS ?=
 
@@ -29,7 +31,7 @@ demo: $(VENV)/.with-demo  ## the demo, on http://127.0.0.1:5000 unless PORT says
 # -m comes last, so that PYTEST_ARGS cannot let a browser in; 5 is pytest's "nothing left to run" when
 # PYTEST_ARGS chose live tests alone.
 test: test-programs $(VENV)/.with-tests  ## the whole test suite, then again under gevent's monkey patching
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 	$(BIN)/python -m gevent.monkey --module pytest $(PYTEST_ARGS) -m "not live and not browser" || [ $$? -eq 5 ]
 
 bench: bench-programs $(VENV)/.with-bench  ## what a delivery, an idle client and a broker cost on this machine

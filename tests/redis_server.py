@@ -25,7 +25,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
-from support import Server, wait_for
+from support import JOB, Server, wait_for
 
 SLOTS = 16384
 _BUS = 10000  # what a cluster's node adds to its port for the other nodes
@@ -59,7 +59,7 @@ def redis_port() -> int:
     away, or be connected to itself when somebody looks whether the server is back.
     """
     for _ in range(1000):
-        port = random.randrange(11000, 22000)
+        port = random.randrange(11_000 + JOB * 200, 11_000 + (JOB + 1) * 200)
         with socket.socket() as one, socket.socket() as other, contextlib.suppress(OSError):
             one.bind(("127.0.0.1", port))
             other.bind(("127.0.0.1", port + _BUS))

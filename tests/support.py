@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -33,11 +34,19 @@ def wait_for(condition: Callable[[], T], what: str, seconds: float = 15.0) -> T:
         time.sleep(0.01)
 
 
+# Each process of a test run has ports of its own: what one has just found free, another must not take. All are below
+# those that the kernel gives to outgoing connections.
+JOB = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+
+
 def free_port() -> int:
     """Give a port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    for _ in range(1000):
+        port = random.randrange(23_000 + JOB * 1200, 23_000 + (JOB + 1) * 1200)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 class Server:
