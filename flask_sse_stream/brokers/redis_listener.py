@@ -390,7 +390,8 @@ class Listener:
 
     def _read_missed(self, link: Link) -> tuple[Reading, dict[str | None, Chain]]:
         """Read until one reading, of all keys at one moment, finds nothing that does not fit into it."""
-        missed = {key: Chain(last) for key, last in self._followed.items() if last is not None}
+        # A copy, in one step: others add keys at any time.
+        missed = {key: Chain(last) for key, last in dict(self._followed).items() if last is not None}
         # Many keys, and many events, are read in parts, and then all keys once more for what came in between.
         together = len(missed) <= _READ_KEYS
         while True:
