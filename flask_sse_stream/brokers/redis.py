@@ -133,7 +133,7 @@ class RedisBroker:
             self._flights.update(dict.fromkeys(own, flight))
         try:
             if own:
-                for history in self._run(lambda deadline, link: self._read(deadline, link, own, position)):
+                for history in self._run(lambda *at: self._read(at[0], at[1], own, position), writes=False):
                     self._deliver(history)
         except BrokerError as error:
             flight.error = error
@@ -179,7 +179,7 @@ class RedisBroker:
 
     # Running scripts
 
-    def _run(self, run: Callable[[float, Link], Any]) -> Any:
+    def _run(self, run: Callable[[float, Link], Any], *, writes: bool = True) -> Any:
         """Run something once, on the server that has the log. If it certainly was not run, try again for a while."""
         deadline = time.monotonic() + self._timeout
         if self._closed:
@@ -190,7 +190,7 @@ class RedisBroker:
         try:
             # An outage that is older than what a caller would wait is waited for by nobody.
             patience = min(deadline, self._last_good + self._timeout)
-            reply = patiently(lambda: self._attempt(run, deadline), patience)
+            reply = patiently(lambda: self._attempt(run, deadline, writes), patience)
         except NotTaken as error:
             raise broker_error(self._server.where, error.__cause__ or error) from error
         finally:
@@ -198,7 +198,7 @@ class RedisBroker:
         self._last_good = time.monotonic()
         return reply
 
-    def _attempt(self, run: Callable[[float, Link], Any], deadline: float) -> Any:
+    def _attempt(self, run: Callable[[float, Link], Any], deadline: float, writes: bool) -> Any:
         home = current_runtime().home()
         link = self._borrow(home, deadline)
         try:
@@ -207,7 +207,8 @@ class RedisBroker:
             link.close()
             if is_elsewhere(error):
                 raise NotTaken(str(error)) from error
-            raise broker_error(self._server.where, error, doubt=not is_permanent(error)) from error
+            doubt = writes and not is_permanent(error)
+            raise broker_error(self._server.where, error, doubt=doubt) from error
         except BaseException:  # a greenlet that was killed in the middle
             link.close()
             raise
