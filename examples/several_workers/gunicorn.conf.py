@@ -19,10 +19,15 @@ def post_worker_init(worker: Any) -> None:
 
 
 def drain_when_it_stops(worker: Any) -> None:
-    # No code of an application runs when gunicorn stops a worker: it waits for open responses, which streams are.
+    # No code of an application runs when gunicorn stops a worker, and of the streams it knows nothing any more.
     while worker.alive:
         gevent.sleep(0.2)
     # Until the process ends: it goes on accepting for a second, and answers on connections that nginx has kept.
     while True:
         worker.wsgi.extensions["sse_stream"].drain()  # each client is told when to come back, no two at one time
         gevent.sleep(0.2)
+
+
+def worker_exit(server: Any, worker: Any) -> None:  # noqa: ARG001  it is gunicorn that calls it
+    if getattr(worker, "wsgi", None) is not None:  # what began since the last look
+        worker.wsgi.extensions["sse_stream"].drain()
