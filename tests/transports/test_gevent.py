@@ -7,39 +7,18 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
 
 import gevent
 import gevent.monkey
+from contracts.greenlets import InGreenlets, start_native_thread
 from contracts.transport import BodyContract
 from support import ROOT
 
 from flask_sse_stream.transports.gevent import GeventRuntime, GeventWaiter, Mailbox, in_gevent
 
-start_native_thread = gevent.monkey.get_original("_thread", "start_new_thread")
 
-
-class TestIteratorInGreenlets(BodyContract):
-    def run(self, function: Callable[[], None]) -> None:
-        gevent.spawn(function)
-
-    def sleep(self) -> None:
-        gevent.sleep(0.002)
-
-    def in_native_thread(self, function: Callable[[], None]) -> None:
-        done: list[bool] = []
-        failures: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                function()
-            except BaseException as error:
-                failures.append(error)
-            done.append(True)
-
-        start_native_thread(run, ())
-        self.wait_for(lambda: done, "the thread ends", 60)
-        assert not failures
+class TestIteratorInGreenlets(InGreenlets, BodyContract):
+    pass
 
 
 def test_code_in_a_greenlet_waits_as_gevent_does() -> None:

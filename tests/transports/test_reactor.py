@@ -16,7 +16,8 @@ import gevent.monkey
 import gevent.pywsgi
 import greenlet
 import pytest
-from contracts.transport import Client, TransportContract, context_of_request
+from contracts.greenlets import InGreenlets
+from contracts.transport import Client, context_of_request
 from gevent import socket
 from gevent.ssl import SSLContext
 
@@ -25,8 +26,6 @@ from flask_sse_stream.settings import Settings
 from flask_sse_stream.stream import CloseReason
 from flask_sse_stream.transports.reactor import Reactor
 from flask_sse_stream.wsgi import respond
-
-start_native_thread = gevent.monkey.get_original("_thread", "start_new_thread")
 
 Wrap = Callable[[Any], Any]
 
@@ -107,30 +106,8 @@ def dechunk(data: bytes) -> tuple[int, bytes, bool]:
     return chunks, found, False
 
 
-class TestHandOff(TransportContract):
+class TestHandOff(InGreenlets):
     client = SocketClient
-
-    def run(self, function: Callable[[], None]) -> None:
-        gevent.spawn(function)
-
-    def sleep(self) -> None:
-        gevent.sleep(0.002)
-
-    def in_native_thread(self, function: Callable[[], None]) -> None:
-        done: list[bool] = []
-        failures: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                function()
-            except BaseException as error:
-                failures.append(error)
-            finally:
-                done.append(True)
-
-        start_native_thread(run, ())
-        self.wait_for(lambda: done, "the thread ends")
-        assert failures == []
 
     def test_the_end_of_a_stream_is_the_end_of_its_response(self, manager: PoolManager) -> None:
         client = self.open(manager)
