@@ -26,19 +26,23 @@ from .redis_scripts import LEASE, PUBLISH, Chain, Names, new_life, read_command,
 __all__ = ["RedisBroker"]
 
 _CONNECTIONS: Final = 16  # for publishing: more only wait in Redis instead of here
+_READ_KEYS: Final = 500  # in one script: others wait for it
 _LONGEST_MILLISECONDS: Final = 10 * 365 * 86_400_000  # a history that is to be kept for ever
 _DIGEST: Final = hashlib.sha1(PUBLISH.encode(), usedforsecurity=False).hexdigest()
 
 
 class _Flight:
-    """A reading of histories that is under way, for all who wait for it."""
+    """A reading of histories, for all who wait for it; until it departs, keys come aboard."""
 
     def __init__(self) -> None:
+        self.keys: list[str | None] = []
+        self.head = 0
         self.error: BrokerError | None = None
         self._landed = False
         self._waiters: deque[Waiter] = deque()
 
-    def land(self) -> None:
+    def land(self, error: BrokerError | None) -> None:
+        self.error = error
         self._landed = True
         for waiter in list(self._waiters):
             waiter.wake()
@@ -83,6 +87,8 @@ class RedisBroker:
         self._turns = threading.BoundedSemaphore(_CONNECTIONS)
         self._last_good = -math.inf
         self._skipped = 0  # of what was read
+        self._boarding: _Flight | None = None
+        self._runway = threading.Lock()
         self._flights: dict[str | None, _Flight] = {}
         self._closed = False
 
@@ -125,31 +131,53 @@ class RedisBroker:
         return position
 
     def _fetch(self, keys: Sequence[str | None], position: Position) -> None:
-        """Deliver the histories of keys that are followed by now. Who needs the same ones meanwhile shares them."""
-        with self._starting:
-            shared = [self._flights[key] for key in keys if key in self._flights]
-            own = [key for key in keys if key not in self._flights]
-            flight = _Flight()
-            self._flights.update(dict.fromkeys(own, flight))
-        try:
-            if own:
-                for history in self._run(lambda *at: self._read(at[0], at[1], own, position), writes=False):
-                    self._deliver(history)
-        except BrokerError as error:
-            flight.error = error
-            raise
-        finally:
-            with self._starting:
-                for key in own:
-                    del self._flights[key]
-            flight.land()
-        for other in shared:
-            other.wait(self._timeout)
+        """Deliver the histories of keys that are followed by now.
 
-    def _read(self, deadline: float, link: Link, keys: Sequence[str | None], position: Position) -> list[History]:
+        While one reading is under way, all keys that are wanted meanwhile gather for the next one: thousands of
+        clients may come back to a new process at once, each with a key of its own.
+        """
+        with self._starting:
+            own = [key for key in keys if key not in self._flights]
+            first = bool(own) and self._boarding is None
+            if self._boarding is None:
+                self._boarding = _Flight() if own else None
+            if own and self._boarding is not None:
+                self._boarding.keys += own
+                # Up to here everything of the keys that are followed has been delivered, whoever learned of it.
+                self._boarding.head = max(self._boarding.head, position.head)
+                self._flights.update(dict.fromkeys(own, self._boarding))
+            flights = {self._flights[key] for key in keys}
+            own_flight = self._boarding
+        if first and own_flight is not None:
+            self._fly(own_flight)
+        for flight in flights:
+            flight.wait(self._timeout)
+
+    def _fly(self, flight: _Flight) -> None:
+        """Read the histories of all who are aboard when it is this flight's turn."""
+        error: BrokerError | None = BrokerError(f"{self._server.where}: the reading of histories was interrupted")
+        in_turn = self._runway.acquire(timeout=self._timeout)
+        try:
+            with self._starting:
+                self._boarding = None
+            for history in self._run(lambda *at: self._read(at[0], at[1], flight.keys, flight.head), writes=False):
+                self._deliver(history)
+            error = None
+        except BrokerError as failed:
+            error = failed
+        finally:
+            if in_turn:
+                self._runway.release()
+            with self._starting:
+                for key in flight.keys:
+                    self._flights.pop(key, None)
+            flight.land(error)
+
+    def _read(self, deadline: float, link: Link, keys: Sequence[str | None], head: int) -> list[History]:
         chains = {key: Chain(0) for key in keys}
         size, limit = self._settings.history_size, self._settings.max_event_bytes
-        while asked := {key: chain.end for key, chain in chains.items() if chain.more}:
+        while behind := [key for key, chain in chains.items() if chain.more]:
+            asked = {key: chains[key].end for key in behind[:_READ_KEYS]}
             reply = link.call(deadline, *read_command(self._names, link.run, asked, history=size > 0))
             found = reading(reply, limit)
             for key, page in zip(asked, found.pages, strict=True):
@@ -157,8 +185,7 @@ class RedisBroker:
         self._skipped += sum(chain.skipped for chain in chains.values())
         # What is later than the position is heard by the listener as well.
         return [
-            chain.history(key, found.epoch, position.head, size, self._settings.history_ttl)
-            for key, chain in chains.items()
+            chain.history(key, found.epoch, head, size, self._settings.history_ttl) for key, chain in chains.items()
         ]
 
     def stats(self) -> BrokerStats:
