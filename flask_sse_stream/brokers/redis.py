@@ -36,10 +36,16 @@ class _Flight:
 
     def __init__(self) -> None:
         self.keys: list[str | None] = []
-        self.head = 0
+        self.position = Position("", 0)  # up to which everything has been delivered
         self.error: BrokerError | None = None
         self._landed = False
         self._waiters: deque[Waiter] = deque()
+
+    def reach(self, position: Position) -> None:
+        # Everything of the keys that are followed has been delivered up to there, whoever learned of it. The numbers of
+        # two lives say nothing of each other.
+        if position.epoch != self.position.epoch or position.head > self.position.head:
+            self.position = position
 
     def land(self, error: BrokerError | None) -> None:
         self.error = error
@@ -143,8 +149,7 @@ class RedisBroker:
                 self._boarding = _Flight() if own else None
             if own and self._boarding is not None:
                 self._boarding.keys += own
-                # Up to here everything of the keys that are followed has been delivered, whoever learned of it.
-                self._boarding.head = max(self._boarding.head, position.head)
+                self._boarding.reach(position)
                 self._flights.update(dict.fromkeys(own, self._boarding))
             flights = {self._flights[key] for key in keys}
             own_flight = self._boarding
@@ -160,8 +165,10 @@ class RedisBroker:
         try:
             with self._starting:
                 self._boarding = None
-            for history in self._run(lambda *at: self._read(at[0], at[1], flight.keys, flight.head), writes=False):
-                self._deliver(history)
+            for history in self._run(lambda *at: self._read(at[0], at[1], flight.keys, flight.position), writes=False):
+                # Of another life than what has been delivered, it says nothing: who waits for it is told to start over.
+                if history.epoch == flight.position.epoch:
+                    self._deliver(history)
             error = None
         except BrokerError as failed:
             error = failed
@@ -173,7 +180,7 @@ class RedisBroker:
                     self._flights.pop(key, None)
             flight.land(error)
 
-    def _read(self, deadline: float, link: Link, keys: Sequence[str | None], head: int) -> list[History]:
+    def _read(self, deadline: float, link: Link, keys: Sequence[str | None], position: Position) -> list[History]:
         chains = {key: Chain(0) for key in keys}
         size, limit = self._settings.history_size, self._settings.max_event_bytes
         while behind := [key for key, chain in chains.items() if chain.more]:
@@ -185,7 +192,8 @@ class RedisBroker:
         self._skipped += sum(chain.skipped for chain in chains.values())
         # What is later than the position is heard by the listener as well.
         return [
-            chain.history(key, found.epoch, head, size, self._settings.history_ttl) for key, chain in chains.items()
+            chain.history(key, found.epoch, position.head, size, self._settings.history_ttl)
+            for key, chain in chains.items()
         ]
 
     def stats(self) -> BrokerStats:
