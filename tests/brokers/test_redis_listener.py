@@ -301,6 +301,36 @@ def test_an_older_state_is_no_silent_hole_for_keys_that_lost_nothing(server: Red
     house.manager.shutdown(), other.manager.shutdown()
 
 
+def test_a_log_that_begins_anew_while_a_history_is_read_hides_none_of_its_events(
+    server: RedisServer, namespace: str
+) -> None:
+    house, other = (House(broker_url=server.url, namespace=namespace) for _ in range(2))
+    first = other.manager.publish("k", "0")
+    for number in range(1, 30):
+        other.manager.publish("k", str(number))
+    broker = house.manager._broker
+    assert isinstance(broker, RedisBroker)
+    fly, turns = broker._fly, [True]
+
+    def fly_late(flight: Any) -> None:
+        if turns:  # where it was asked for is known, and what is read then is of another life
+            turns.clear()
+            server.cli("DEL", f"{{{namespace}}}:log")
+            other.manager.publish("k", "new 0")
+        fly(flight)
+
+    broker._fly = fly_late  # type: ignore[method-assign]
+    stream = house.open("k", after=first)
+    seen: list[Any] = []
+    wait_for(lambda: seen.extend(house.events(stream)) or "stream-reset" in [e.event for e in seen], "it is told")
+    wait_for(lambda: house.manager._windows.epoch != place(first)[0], "the new life has begun here")
+    house.settle()
+    ids = [other.manager.publish("k", f"new {number}") for number in range(1, 20)]
+    wait_for(lambda: seen.extend(house.events(stream)) or (seen and seen[-1].id == ids[-1]), "it goes on")
+    assert [event.data for event in seen][-19:] == [f"new {number}" for number in range(1, 20)]
+    house.manager.shutdown(), other.manager.shutdown()
+
+
 def test_several_hundred_keys_are_brought_up_to_date_in_the_order_of_the_log(start: Start, server: RedisServer) -> None:
     process, other = start(), start()
     keys = [f"key {number}" for number in range(1200)]
