@@ -8,10 +8,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,7 +23,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
-from support import JOB, Server, wait_for
+from support import Ports, Server, wait_for
 
 SLOTS = 16384
 _BUS = 10000  # what a cluster's node adds to its port for the other nodes
@@ -52,19 +50,7 @@ PROGRAMS = {"what the system has": None, **({"6.2": oldest} if (oldest := oldest
 """What tests run over, by its name: values for ``program``."""
 
 
-def redis_port() -> int:
-    """Give a port that is free, and so is the one that a cluster's node needs beside it.
-
-    Below those that the kernel gives to outgoing connections: one of these would take the port of a server that is
-    away, or be connected to itself when somebody looks whether the server is back.
-    """
-    for _ in range(1000):
-        port = random.randrange(11_000 + JOB * 200, 11_000 + (JOB + 1) * 200)
-        with socket.socket() as one, socket.socket() as other, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            other.bind(("127.0.0.1", port + _BUS))
-            return port
-    raise AssertionError("no port is free")
+_ports = Ports(11_000, 200, _BUS)
 
 
 class RedisServer(Server):
@@ -89,7 +75,7 @@ class RedisServer(Server):
         program: str | None = None,
         **options: object,
     ) -> None:
-        port = redis_port()
+        port = _ports.free()
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.password = password

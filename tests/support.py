@@ -35,18 +35,37 @@ def wait_for(condition: Callable[[], T], what: str, seconds: float = 15.0) -> T:
 
 
 # Each process of a test run has ports of its own: what one has just found free, another must not take. All are below
-# those that the kernel gives to outgoing connections.
+# those that the kernel gives to outgoing connections: one of these would take the port of a server that is away, or be
+# connected to itself when somebody looks whether the server is back.
 JOB = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
 
 
-def free_port() -> int:
-    """Give a port of this machine that nobody listens on."""
-    for _ in range(1000):
-        port = random.randrange(23_000 + JOB * 1200, 23_000 + (JOB + 1) * 1200)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no port is free")
+class Ports:
+    """The ports of this process among those from ``first``; ``beside`` says what else each of them needs.
+
+    One after the other, so that none is given twice before all were: one that was given is free until its server
+    starts, which with several servers may be after the next one asks.
+    """
+
+    def __init__(self, first: int, count: int, *beside: int) -> None:
+        self._first = first + JOB * count
+        self._count = count
+        self._beside = (0, *beside)
+        self._next = random.randrange(count)
+
+    def free(self) -> int:
+        """Give a port of this machine that nobody listens on."""
+        for _ in range(self._count):
+            port = self._first + self._next
+            self._next = (self._next + 1) % self._count
+            with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
+                for distance in self._beside:
+                    probes.enter_context(socket.socket()).bind(("127.0.0.1", port + distance))
+                return port
+        raise AssertionError("no port is free")
+
+
+free_port = Ports(23_000, 1200).free
 
 
 class Server:
