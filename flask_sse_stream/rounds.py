@@ -10,6 +10,7 @@ Nothing here waits, and no hook, callback or transport is called under the lock.
 from __future__ import annotations
 
 import heapq
+import itertools
 import logging
 import random
 import time
@@ -66,8 +67,10 @@ class Rounds:
         self._to_close: deque[tuple[Stream, CloseReason]] = deque()
         self._drops: deque[tuple[Stream, int]] = deque()
         # When each stream is to be looked at for its silence; it may have said something since that was written down.
+        # The number decides between equal times, since references cannot be compared.
         self._silences: list[tuple[float, int, weakref.ref[Stream]]] = []
         self._ages: list[tuple[float, int, weakref.ref[Stream]]] = []
+        self._numbers = itertools.count()
         self._lingering: deque[tuple[float, weakref.ref[Stream]]] = deque()  # ended; their last bytes may be stuck
         self._round: Iterator[float] | None = None
 
@@ -78,11 +81,11 @@ class Rounds:
         self.streams[stream] = None
         if self._settings.ping_interval:
             heapq.heappush(
-                self._silences, (stream.opened + self._settings.ping_interval, id(stream), weakref.ref(stream))
+                self._silences, (stream.opened + self._settings.ping_interval, next(self._numbers), weakref.ref(stream))
             )
         if self._settings.max_age is not None:
             age = self._settings.max_age * random.uniform(0.8, 1.0)  # noqa: S311  only spreads
-            heapq.heappush(self._ages, (stream.opened + age, id(stream), weakref.ref(stream)))
+            heapq.heappush(self._ages, (stream.opened + age, next(self._numbers), weakref.ref(stream)))
 
     def leave(self, stream: Stream, reason: CloseReason) -> bool:
         """Let a stream go; say whether it was here."""
@@ -173,11 +176,8 @@ class Rounds:
                             continue
                         stream.last_active = now
                         self.offered_count += 1
-                for stream in at_once:
-                    transport = stream.transport
-                    if transport is None or not transport.push(message.chunk):
-                        stream.put_back(message)
-                        touched[stream] = None
+                for stream in self._push(message, at_once, life):
+                    touched[stream] = None
                 yield 0.0
         self._to_wake.extend(touched)
         yield from self._wake()
@@ -186,6 +186,19 @@ class Rounds:
             # All are asked each time, so that those whose transports do not come lose patience together.
             while [stream for stream in touched if stream.crowded(time.monotonic())]:
                 yield 0.001
+
+    def _push(self, message: Message, streams: list[Stream], life: int) -> list[Stream]:
+        """Have it sent ahead of the queues; give those streams into whose queues it had to go after all."""
+        left = [
+            stream for stream in streams if (transport := stream.transport) is None or not transport.push(message.chunk)
+        ]
+        if left:
+            with self._lock:
+                if life != self._life:
+                    return []  # They have been told that the log began anew.
+                for stream in left:
+                    stream.put_back(message)
+        return left
 
     def _wake(self) -> Iterator[float]:
         while self._to_wake:

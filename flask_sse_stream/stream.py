@@ -304,10 +304,10 @@ class Stream:
         return True
 
     def put_back(self, message: Message) -> None:
-        """Put a message into the queue that the transport did not take. Without the lock."""
-        with self._owner.lock:
-            if self.reason is None and not self._put(message.frame):
-                self._owner.overflowed(self)
+        """Put a message that was passed by, and that the transport did not take, before what has come since."""
+        if self.reason not in _DISCARD:
+            self._queue.appendleft(message.frame)
+            self._bytes += len(message.frame)
 
     def put_first(self, frames: list[bytes]) -> None:
         """Put what a stream begins with before anything else; the bounds do not count it.

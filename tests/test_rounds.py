@@ -1,0 +1,103 @@
+"""The flusher's rounds: an event that is sent ahead of the queues, and the transport that does not take it after all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from fakes import Clock, House, RecordingTransport
+
+from flask_sse_stream.brokers.base import Life
+from flask_sse_stream.stream import CloseReason, Stream
+
+
+class PushTransport(RecordingTransport):
+    """Has room; what it is pushed it takes, or refuses after ``meanwhile`` has happened."""
+
+    ready = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pushed: list[bytes] = []
+        self.takes = True
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def push(self, chunk: bytes) -> bool:
+        self.meanwhile()
+        if self.takes:
+            self.pushed.append(chunk)
+        return self.takes
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+def listen(house: House) -> tuple[Stream, PushTransport]:
+    """A stream that has sent what it began with."""
+    transport = PushTransport()
+    stream = house.manager.open(["k"], transport, house.runtime)  # type: ignore[arg-type]
+    house.data(stream)
+    return stream, transport
+
+
+def test_a_single_event_is_sent_ahead_of_an_empty_queue(house: House) -> None:
+    stream, transport = listen(house)
+    house.manager.publish("k", "x")
+    assert house.data(stream) == []
+    assert [b"data: x\n" in chunk for chunk in transport.pushed] == [True]
+    assert stream.cursor == 1
+
+
+def test_several_events_go_through_the_queue_and_are_joined(house: House) -> None:
+    stream, transport = listen(house)
+    house.manager.publish("k", "x")
+    house.manager.publish("k", "y")
+    assert house.data(stream) == ["x", "y"]
+    assert transport.pushed == []
+
+
+def test_an_event_that_the_transport_does_not_take_comes_before_what_was_sent_meanwhile(house: House) -> None:
+    stream, transport = listen(house)
+    transport.takes = False
+    transport.meanwhile = lambda: stream.send("later")
+    house.manager.publish("k", "x")
+    assert house.data(stream) == ["x", "later"]
+
+
+def test_an_event_that_the_transport_does_not_take_comes_before_the_end(house: House) -> None:
+    stream, transport = listen(house)
+    transport.takes = False
+    transport.meanwhile = lambda: stream.send_end("over")
+    house.manager.publish("k", "x")
+    assert house.data(stream) == ["x", "over"]
+
+
+def test_an_event_that_the_transport_does_not_take_is_no_burden_to_a_stream_that_was_cut_off(house: House) -> None:
+    stream, transport = listen(house)
+    transport.takes = False
+    transport.meanwhile = lambda: stream.close(CloseReason.STALLED)
+    house.manager.publish("k", "x")
+    house.flush()
+    assert stream.waiting == 0
+
+
+def test_an_event_of_the_old_log_does_not_follow_the_news_of_the_new_one(house: House) -> None:
+    stream, transport = listen(house)
+    transport.takes = False
+    transport.meanwhile = lambda: house.manager.deliver(Life("anew", 7))
+    house.manager.publish("k", "x")
+    assert [event.event for event in house.events(stream)] == ["stream-reset"]
+    assert house.cursor(stream) == "anew-7"
+    assert stream.cursor == 7
+
+
+def test_streams_that_fall_due_at_the_same_moment_all_get_their_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    house = House(ping_interval=10.0, max_age=None)
+    streams = [house.open() for _ in range(200)]
+    for stream in streams:
+        house.data(stream)
+    clock.now += 10.0
+    assert all(house.take(stream) == b": ping\n\n" for stream in streams)
