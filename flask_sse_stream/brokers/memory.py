@@ -8,7 +8,6 @@ every other thread and for signal handlers, which the global interpreter lock gi
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import secrets
 import time
@@ -77,8 +76,14 @@ class MemoryBroker:
     def _first(self, once: str, entry: _Entry) -> _Entry:
         """Give the entry that has this idempotency key: ``entry``, or the one that had it before."""
         while self._once_in_order and self._once_in_order[0][0] < entry.created:
-            with contextlib.suppress(IndexError):  # another thread has tidied up
-                self._once.pop(self._once_in_order.popleft()[1], None)
+            try:
+                oldest = self._once_in_order.popleft()
+            except IndexError:
+                break  # Another thread has tidied up.
+            if oldest[0] >= entry.created:  # It has taken the one that was looked at, and this is the next.
+                self._once_in_order.appendleft(oldest)
+                break
+            self._once.pop(oldest[1], None)
         first = self._once.setdefault(once, entry)  # one step, like everything here
         if first is entry:
             self._once_in_order.append((entry.created + self._once_ttl, once))

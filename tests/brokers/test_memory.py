@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 from contracts.broker import BrokerContract, body, place
 
@@ -61,3 +63,19 @@ def test_an_interruption_by_an_exception_neither_loses_an_event_nor_stops_the_ne
         broker.publish("a", body("x"))
     broker.publish("a", body("y"))
     assert seen == [1, 2]
+
+
+def test_publishers_that_tidy_up_at_once_forget_no_idempotency_key_before_its_time() -> None:
+    class Racing(deque[tuple[float, str]]):
+        """Another thread takes the first one just before whoever looked at it."""
+
+        def popleft(self) -> tuple[float, str]:
+            broker._once.pop(super().popleft()[1])
+            return super().popleft()
+
+    broker = MemoryBroker(Settings())
+    broker.start(lambda message: None)
+    first = broker.publish("a", body("x"), "old"), broker.publish("a", body("x"), "new")
+    broker._once_in_order = Racing([(0.0, "old"), broker._once_in_order[1]])
+    assert broker.publish("a", body("x"), "another") not in first
+    assert broker.publish("a", body("x"), "new") == first[1]
