@@ -212,7 +212,7 @@ class Settings:
     fast_path: bool = _setting(
         True,  # noqa: FBT003
         _flag,
-        "take sockets over from servers that can give them up, which are gevent's",
+        "take sockets over from servers that can give them up, which are gevent's and gunicorn's",
     )
     idempotency_ttl: float = _setting(
         3600.0,

@@ -20,9 +20,9 @@ from .event import END_ID, PING
 from .pools import PoolManager
 from .settings import Settings
 from .stream import CloseReason, Stream
-from .transports.base import Task, current_runtime
+from .transports.base import Loop, Task, current_runtime
 from .transports.iterator import Body, IteratorTransport
-from .transports.servers import GivenUp, client_socket, cut, give_up, tune
+from .transports.servers import GivenUp, client_socket, cut, give_up, limit_silence, tune
 
 __all__ = [
     "SSEMiddleware",
@@ -149,33 +149,40 @@ def respond(
         task = runtime.spawn(_feeder(stream, source))
     body = Body(stream, waiter, task)
     write = start_response("200 OK", head)
-    given_up = give_up(environ, write) if settings.fast_path else None
+    given_up = give_up(environ, write, runtime.socket_type) if settings.fast_path else None
     if given_up is None:
         return body
-    body.release()
-    _hand_off(stream, write, given_up, settings.send_timeout, task)
-    return []
+    return _hand_off(body, stream, write, given_up, settings.send_timeout, runtime.loop(), task)
 
 
 def _hand_off(
+    body: Body,
     stream: Stream,
     write: Callable[[bytes], object],
     given_up: GivenUp,
     send_timeout: float,
+    loop: Loop,
     task: Task | None,
-) -> None:
+) -> Iterable[bytes]:
     """Have the server write the head and the first bytes; from there on the reactor serves its socket."""
-    # By name: gevent need not be installed where its servers are not.
-    reactor = import_module("flask_sse_stream.transports.reactor").Reactor.current()
+    # By name, since there are systems that have no epoll.
+    reactor = import_module("flask_sse_stream.transports.reactor").Reactor.of(loop)
+    try:
+        transport = reactor.adopt(stream, given_up.client, task)
+    except OSError as error:
+        logger.warning("a stream stays with its server: %s", error)
+        return body
     try:
         write(stream.take() or PING)
+        limit_silence(given_up.client, send_timeout)
         given_up.let_go()
-        reactor.adopt(stream, given_up.client, send_timeout, task)
     except BaseException:
-        stream.close(CloseReason.PEER)
-        if task is not None:
-            task.stop()
+        transport.close()
+        body.close()
         raise
+    body.release()
+    transport.begin()
+    return []
 
 
 class SSEMiddleware:

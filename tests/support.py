@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,6 +67,19 @@ class Ports:
 
 
 free_port = Ports(23_000, 1200).free
+
+
+def run_unpatched(script: str) -> str:
+    """Run code in a process of its own, in which nothing is patched yet; give what it says on its error channel."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 class Server:

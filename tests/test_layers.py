@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"brokers.redis"},
     {"rounds"},
     {"pools"},
-    {"transports.iterator", "transports.gevent", "transports.servers"},
+    {"transports.iterator", "transports.gevent", "transports.servers", "transports.threads"},
     {"transports.reactor"},
     {"wsgi", "publisher", "bridge", "tickets", "jobs", "metrics"},
     {"extension", "testing"},
@@ -36,7 +36,7 @@ PACKAGES = {"brokers", "transports"}  # hold nothing but their docstring
 
 # Where a package that the core can do without may be imported.
 ONLY_IN = {
-    "gevent": {"transports.gevent", "transports.reactor"},
+    "gevent": {"transports.gevent"},
     "greenlet": {"transports.gevent"},
     "redis": {"brokers.redis_link"},
     "flask": {"extension", "testing", "cli"},

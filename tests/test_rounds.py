@@ -1,4 +1,4 @@
-"""The flusher's rounds: an event that is sent ahead of the queues, and the transport that does not take it after all."""
+"""The flusher's rounds: events that are sent ahead of the queues, and transports that do not take them after all."""
 
 from __future__ import annotations
 

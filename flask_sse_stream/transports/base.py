@@ -10,9 +10,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable
 from importlib import import_module
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-__all__ = ["Flusher", "Runtime", "Task", "Transport", "Waiter", "current_runtime"]
+__all__ = ["Flusher", "Loop", "Runtime", "Task", "Transport", "Waiter", "current_runtime"]
 
 T = TypeVar("T")
 
@@ -73,6 +73,28 @@ class Flusher(Protocol):
         """End it."""
 
 
+class Loop(Protocol):
+    """A thread that waits for sockets.
+
+    ``thread``
+        which one it is, as ``threading.get_ident`` says.
+    ``has_flushers``
+        whether the flushers of pool managers run there too.
+    ``guests``
+        what serves sockets there, by its type; it lives as long as the loop.
+    """
+
+    thread: int
+    has_flushers: bool
+    guests: dict[type, Any]
+
+    def post(self, call: Callable[[], object]) -> None:
+        """Have ``call``, which must not block, made soon in the loop's thread. From any thread or signal handler."""
+
+    def watch(self, descriptor: int, callback: Callable[[], object]) -> Callable[[], None]:
+        """Call ``callback`` in the loop's thread whenever ``descriptor`` is readable; give what ends that."""
+
+
 class Runtime(Protocol):
     """How to wait and to run code under the server that called us."""
 
@@ -91,6 +113,13 @@ class Runtime(Protocol):
     def home(self) -> Hashable:
         """Name the place whose sockets the caller may use: those of another one would wait in the wrong loop."""
 
+    def loop(self) -> Loop:
+        """Give the loop that serves sockets which servers of this kind have given up."""
+
+    @property
+    def socket_type(self) -> type:
+        """What the sockets of such servers are, exactly."""
+
 
 def current_runtime() -> Runtime:
     """Give the runtime of the code that calls."""
@@ -101,5 +130,5 @@ def current_runtime() -> Runtime:
         if runtimes.in_gevent():
             runtime: Runtime = runtimes.GeventRuntime()
             return runtime
-    threads: Runtime = import_module("flask_sse_stream.transports.iterator").ThreadRuntime()
+    threads: Runtime = import_module("flask_sse_stream.transports.threads").ThreadRuntime()
     return threads

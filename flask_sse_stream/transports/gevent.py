@@ -14,17 +14,18 @@ import logging
 import os
 import sys
 import weakref
-from _thread import get_ident
 from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any, ClassVar, Final, TypeVar
 
 import gevent
+import gevent.monkey
+import gevent.socket
 from gevent.event import Event as GreenletEvent
 from gevent.hub import Hub, get_hub
 
 from ..errors import BrokerError
-from .base import Flusher, Task, Waiter
+from .base import Flusher, Loop, Task, Waiter
 
 __all__ = ["GeventRuntime", "in_gevent"]
 
@@ -32,6 +33,8 @@ logger = logging.getLogger("flask_sse_stream")
 
 T = TypeVar("T")
 
+# Not the one that monkey patching leaves in its place, which tells greenlets apart.
+get_ident: Final[Callable[[], int]] = gevent.monkey.get_original("_thread", "get_ident")
 _BATCH: Final = 256  # calls of one drain; more would keep the loop from its sockets
 
 
@@ -48,8 +51,9 @@ def in_gevent() -> bool:
 
 
 class Mailbox:
-    """Calls that other threads want made in a hub's thread. One for each hub."""
+    """A hub's loop, and the calls that other threads want made in it. One for each hub."""
 
+    has_flushers = True
     _of_hub: ClassVar[weakref.WeakKeyDictionary[Hub, Mailbox]] = weakref.WeakKeyDictionary()
 
     @classmethod
@@ -65,6 +69,7 @@ class Mailbox:
         self.thread = get_ident()
         self._calls: deque[Callable[[], object]] = deque()
         self.hub = weakref.ref(hub)
+        self.guests: dict[type, Any] = {}
         # ref=False: a program whose other work is done may end.
         self._async: Any = hub.loop.async_(ref=False)
         self._async.start(self._drain)
@@ -86,6 +91,13 @@ class Mailbox:
         """Have ``call`` made soon in the hub, where it must not block. From any thread or signal handler."""
         self._calls.append(call)
         self._async.send()
+
+    def watch(self, descriptor: int, callback: Callable[[], object]) -> Callable[[], None]:
+        """Call ``callback`` in the hub whenever ``descriptor`` is readable. In the hub's own thread."""
+        watcher = get_hub().loop.io(descriptor, 1, ref=False)
+        watcher.start(callback)
+        stop: Callable[[], None] = watcher.stop
+        return stop
 
     def _drain(self) -> None:
         for _ in range(_BATCH):
@@ -229,6 +241,15 @@ class GeventRuntime:
     def home(self) -> Hashable:
         """Sockets of gevent's belong to the hub of one thread; others may be used by any."""
         return id(get_hub()) if _sockets_are_patched() else None
+
+    def loop(self) -> Loop:
+        """Give the current thread's hub."""
+        return Mailbox.current()
+
+    @property
+    def socket_type(self) -> type:
+        """gevent's, also where nothing is patched."""
+        return gevent.socket.socket
 
 
 def _sockets_are_patched() -> bool:

@@ -1,25 +1,17 @@
 """The portable transport: a response body that the server's own thread or greenlet iterates.
 
 It works under every WSGI server. The server's code iterates a :class:`Body` and writes what it gets; in between it
-waits in the connection's :class:`~.base.Waiter`. Here is also the runtime for servers that use threads; gevent's is
-in ``gevent.py``.
+waits in the connection's :class:`~.base.Waiter`.
 """
 
 from __future__ import annotations
 
-import contextvars
-import threading
-import time
-from _queue import Empty, SimpleQueue
-from collections.abc import Callable, Hashable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator
 
 from ..stream import CloseReason, Stream
-from .base import Flusher, Task, Waiter
+from .base import Task, Waiter
 
-__all__ = ["Body", "IteratorTransport", "ThreadRuntime", "ThreadWaiter"]
-
-T = TypeVar("T")
+__all__ = ["Body", "IteratorTransport"]
 
 
 class IteratorTransport:
@@ -94,104 +86,3 @@ class Body:
         # garbage runs anywhere, also where this very thread holds the lock.
         if self._stream is not None:
             self._stream.abandon()
-
-
-class ThreadWaiter:
-    """A place to wait for a thread of the operating system.
-
-    ``SimpleQueue.put`` may interrupt itself, unlike ``threading.Event.set``, so a signal handler may wake.
-    """
-
-    __slots__ = ("_queue",)
-
-    def __init__(self) -> None:
-        self._queue: SimpleQueue[None] = SimpleQueue()
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Return when woken, or after ``timeout`` seconds."""
-        try:
-            self._queue.get(timeout=timeout)
-            while True:  # However often it was woken before, once is enough.
-                self._queue.get_nowait()
-        except Empty:
-            pass
-
-    def wake(self) -> None:
-        """Let the waiting thread go on."""
-        if self._queue.empty():
-            self._queue.put(None)
-
-
-class ThreadTask:
-    """Runs in a thread of its own. Threads cannot be interrupted: it ends when it next touches its stream."""
-
-    def __init__(self, function: Callable[[], None], name: str) -> None:
-        context = contextvars.Context()
-        threading.Thread(target=context.run, args=(function,), name=name, daemon=True).start()
-
-    def stop(self) -> None:
-        """Nothing can be done from outside; the stream's own methods raise in the task."""
-
-
-class ThreadFlusher:
-    """One daemon thread that runs the pool manager's ``flush``."""
-
-    def __init__(self, flush: Callable[[], float | None]) -> None:
-        self._flush = flush
-        self._waiter = ThreadWaiter()
-        self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="sse-flusher", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stopped:
-            delay = self._flush()
-            if delay == 0.0:
-                time.sleep(0)  # the interpreter's lock to whoever waits for it: the threads that write
-            else:
-                self._waiter.wait(delay)
-
-    @property
-    def alive(self) -> bool:
-        """Whether its thread still runs."""
-        return self._thread.is_alive()
-
-    def wake(self) -> None:
-        """There is work."""
-        self._waiter.wake()
-
-    def give_turn(self) -> bool:
-        """Sleep a moment, in which the flusher runs."""
-        if threading.current_thread() is self._thread:
-            return False
-        time.sleep(0.0005)
-        return True
-
-    def stop(self) -> None:
-        """Let the thread end after what it is doing."""
-        self._stopped = True
-        self._waiter.wake()
-
-
-class ThreadRuntime:
-    """Standard library threads: gunicorn's gthread, werkzeug's development server and others."""
-
-    def waiter(self) -> Waiter:
-        """Make a place to wait for a thread."""
-        return ThreadWaiter()
-
-    def spawn(self, function: Callable[[], None], name: str = "sse-source") -> Task:
-        """Run ``function`` in a daemon thread."""
-        return ThreadTask(function, name)
-
-    def start_flusher(self, flush: Callable[[], float | None]) -> Flusher:
-        """Start the flusher's thread."""
-        return ThreadFlusher(flush)
-
-    def outside(self, function: Callable[[], T]) -> T:
-        """Call it: other threads go on."""
-        return function()
-
-    def home(self) -> Hashable:
-        """A socket may be used by any thread."""
-        return None

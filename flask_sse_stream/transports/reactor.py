@@ -1,10 +1,11 @@
-"""Serves sockets that servers have given up: one epoll and one piece of code for all of a hub's streams.
+"""Serves sockets that servers have given up: one epoll and one piece of code for all of a loop's streams.
 
-The portable transport costs a parked greenlet and a queue per client. Here a stream is a descriptor, a reference and
-the bytes that its socket had no room for. Bytes are sent where the stream is woken, in the flusher as a rule; the epoll
-tells which peers have left, and which sockets that were full have room again.
+The portable transport costs a parked greenlet or a thread per client. Here a stream is a descriptor, a reference and
+the bytes that its socket had no room for. Bytes are sent where the stream is woken, in gevent's flusher as a rule; the
+epoll tells which peers have left, and which sockets that were full have room again.
 
-It is a part of gevent's transport and knows nothing of WSGI: ``servers.py`` says whose socket may be taken over.
+It knows neither WSGI nor gevent: ``servers.py`` says whose socket may be taken over, and it lives in a
+:class:`~.base.Loop`.
 """
 
 from __future__ import annotations
@@ -13,37 +14,55 @@ import contextlib
 import os
 import select
 import socket
+import sys
 import time
 import weakref
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, ClassVar, Final
-
-import gevent.monkey
-from gevent.hub import Hub, get_hub
 
 from ..event import chunk
 from ..stream import CloseReason, Stream
-from .base import Task
-from .gevent import Mailbox
+from .base import Loop, Task
 
 __all__ = ["HandedOff", "Reactor"]
 
-# Not the one that monkey patching leaves in its place, which tells greenlets apart.
-get_ident: Final[Callable[[], int]] = gevent.monkey.get_original("_thread", "get_ident")
+
+def _original(module: str, name: str) -> Any:
+    """Give a function of the standard library, also where gevent has replaced it."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey.get_original(module, name) if monkey is not None else getattr(import_module(module), name)
+
+
+# gevent's tells greenlets apart.
+get_ident: Final[Callable[[], int]] = _original("_thread", "get_ident")
 # gevent's close waits for the loop's next turn, and its epoll is none.
-_close: Final[Callable[[int], None]] = gevent.monkey.get_original("os", "close")
-_Epoll: Final[Callable[[], select.epoll]] = gevent.monkey.get_original("select", "epoll")
+_close: Final[Callable[[int], None]] = _original("os", "close")
+_Epoll: Final[Callable[[], select.epoll]] = _original("select", "epoll")
+# Held for as long as it takes to make a reactor; gevent's would let other greenlets in.
+_new_lock: Final[Callable[[], Any]] = _original("_thread", "allocate_lock")
 
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 _WATCHED: Final = select.EPOLLIN | select.EPOLLRDHUP
 _EVENTS: Final = 256  # of one look at the epoll; more would keep the loop from its other sockets
-_TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18)
 
 
 class HandedOff:
     """The transport of one stream whose socket is the reactor's."""
 
-    __slots__ = ("_reactor", "busy", "descriptor", "ended", "posted", "ready", "rest", "stream", "task")
+    __slots__ = (
+        "_reactor",
+        "begun",
+        "busy",
+        "descriptor",
+        "ended",
+        "posted",
+        "ready",
+        "rest",
+        "room",
+        "stream",
+        "task",
+    )
 
     def __init__(self, reactor: Reactor, stream: Stream, descriptor: int, task: Task | None) -> None:
         self._reactor = reactor
@@ -51,8 +70,21 @@ class HandedOff:
         self.descriptor = descriptor  # -1 when it is closed
         self.task = task
         self.rest = b""  # what the socket had no room for
-        self.ready = True  # its socket had room the last time
-        self.busy = self.posted = self.ended = False
+        self.room = False  # whether the socket had room the last time, and is ours to write to
+        self.ready = False  # whether a push is of use
+        self.begun = self.busy = self.posted = self.ended = False
+
+    def begin(self) -> None:
+        """Serve the socket from here on: the server has written what it had to write."""
+        self.begun = True
+        self.stream.transport = self
+        self._reactor.soon(self._begin)
+
+    def _begin(self) -> None:
+        if self.descriptor < 0:
+            return
+        os.set_blocking(self.descriptor, False)
+        self._reactor.has_room(self)
 
     def push(self, chunk: bytes) -> bool:
         """Send what all clients get now, without any queue."""
@@ -71,13 +103,13 @@ class HandedOff:
         return True
 
     def wake(self) -> None:
-        """Send what the stream has, now if this is the hub's thread, else as soon as that comes to it."""
+        """Send what the stream has, now if this is the loop's thread, else as soon as that comes to it."""
         reactor = self._reactor
         if get_ident() == reactor.thread:
             reactor.send(self)
         elif not self.posted:
             self.posted = True
-            reactor.mailbox.post(self._send_later)
+            reactor.post(self._send_later)
 
     def _send_later(self) -> None:
         self.posted = False
@@ -85,70 +117,82 @@ class HandedOff:
 
     def close(self) -> None:
         """Cut the client off."""
-        if get_ident() == self._reactor.thread:
-            self._reactor.drop(self)
-        else:
-            self._reactor.mailbox.post(lambda: self._reactor.drop(self))
+        self._reactor.soon(lambda: self._reactor.drop(self))
 
 
 class Reactor:
-    """All handed-off streams of one hub. Everything but the transports' own methods is for the hub's thread."""
+    """All handed-off streams of one loop. What is said to be so is for any thread, all else for the loop's."""
 
-    _of_hub: ClassVar[weakref.WeakKeyDictionary[Hub, Reactor]] = weakref.WeakKeyDictionary()
+    _all: ClassVar[weakref.WeakSet[Reactor]] = weakref.WeakSet()
+    _making: ClassVar[Any] = _new_lock()
 
     @classmethod
-    def current(cls) -> Reactor:
-        """Give the reactor of the current thread's hub."""
-        hub = get_hub()
-        reactor = cls._of_hub.get(hub)
+    def of(cls, loop: Loop) -> Reactor:
+        """Give a loop's reactor. For any thread."""
+        reactor: Reactor | None = loop.guests.get(cls)
         if reactor is None:
-            reactor = cls._of_hub[hub] = cls(hub)
+            with cls._making:
+                reactor = loop.guests.get(cls)
+                if reactor is None:
+                    reactor = loop.guests[cls] = cls(loop)
         return reactor
 
     @classmethod
     def forked(cls) -> None:
         """Let go of what is the parent's, in a child: its clients must not be kept waiting for the child's end."""
-        for reactor in list(cls._of_hub.values()):
-            reactor._watcher.stop()
+        cls._making = _new_lock()
+        for reactor in list(cls._all):
+            reactor._stop_watching()
             reactor._epoll.close()
             for descriptor in reactor._transports:
                 with contextlib.suppress(OSError):
                     _close(descriptor)
             reactor._transports.clear()
-        cls._of_hub = weakref.WeakKeyDictionary()
+            reactor._loop.guests.pop(cls, None)
+        cls._all = weakref.WeakSet()
 
-    def __init__(self, hub: Hub) -> None:
-        self.thread = get_ident()
-        self.mailbox = Mailbox.current()
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self.thread = loop.thread
+        self.post = loop.post
         self._transports: dict[int, HandedOff] = {}
         self._epoll = _Epoll()
         self._frames: list[bytes] = []  # what was joined last, since the next client has the same waiting
         self._joined = b""
-        # One descriptor for the hub to watch, whatever the number of streams. ref=False: see Mailbox.
-        self._watcher: Any = hub.loop.io(self._epoll.fileno(), 1, ref=False)
-        self._watcher.start(self._look)
+        # One descriptor for the loop to watch, whatever the number of streams.
+        self._stop_watching = loop.watch(self._epoll.fileno(), self._look)
+        self._all.add(self)
 
     def __len__(self) -> int:
         return len(self._transports)
 
-    def adopt(self, stream: Stream, client: socket.socket, send_timeout: float, task: Task | None) -> None:
-        """Serve ``stream`` over a duplicate of ``client`` from now on; the server may close its own."""
+    def soon(self, call: Callable[[], object]) -> None:
+        """Make a call in the loop's thread, now if this is it. For any thread."""
+        if get_ident() == self.thread:
+            call()
+        else:
+            self.post(call)
+
+    def adopt(self, stream: Stream, client: socket.socket, task: Task | None) -> HandedOff:
+        """Get ready to serve ``stream`` over a duplicate of ``client``, which the server may close; for any thread.
+
+        Raises :class:`OSError`, out of descriptors for instance; then nothing has happened. Nothing is sent before
+        :meth:`HandedOff.begin`.
+        """
         descriptor = os.dup(client.fileno())
+        transport = self._transports[descriptor] = HandedOff(self, stream, descriptor, task)
         try:
-            with contextlib.suppress(OSError):  # a Unix socket has no such option
-                client.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, round(send_timeout * 1000))
-            transport = HandedOff(self, stream, descriptor, task)
-            self._epoll.register(descriptor, _WATCHED)
+            # Once: of what happens before it begins one is told then.
+            self._epoll.register(descriptor, select.EPOLLONESHOT)
         except BaseException:
+            del self._transports[descriptor]
             _close(descriptor)
             raise
-        self._transports[descriptor] = transport
-        stream.transport = transport
-        self.send(transport)  # what came while the server had it
+        return transport
 
     def send(self, transport: HandedOff) -> None:
         """Send what the stream has, as far as the socket has room."""
-        if not transport.ready or transport.busy or transport.descriptor < 0:
+        if not transport.room or transport.busy:
             return  # Whoever is at it, or the epoll, sees to what comes meanwhile.
         transport.busy = True
         try:
@@ -180,8 +224,15 @@ class Reactor:
     def wait_for_room(self, transport: HandedOff, rest: bytes) -> None:
         """Send ``rest``, and what comes after it, when the socket has room again."""
         transport.rest = rest
-        transport.ready = False
+        transport.room = transport.ready = False
         self._epoll.modify(transport.descriptor, _WATCHED | select.EPOLLOUT)
+
+    def has_room(self, transport: HandedOff) -> None:
+        """Send what is waiting, and from here on whatever comes."""
+        transport.room = True
+        transport.ready = self._loop.has_flushers
+        self._epoll.modify(transport.descriptor, _WATCHED)
+        self.send(transport)
 
     def _next(self, transport: HandedOff) -> bytes | None:
         """Give the next bytes of the response; ``b""``: nothing now; ``None``: that was the end."""
@@ -203,7 +254,7 @@ class Reactor:
         descriptor, transport.descriptor = transport.descriptor, -1
         if descriptor < 0:
             return
-        transport.ready = False
+        transport.room = transport.ready = False
         del self._transports[descriptor]
         # Before it is closed: what the server may still hold of the same connection would keep it in the epoll, and
         # a number that is used again must not get what is meant for this one.
@@ -227,16 +278,14 @@ class Reactor:
         """See which sockets have room again, and whose peers have left. The loop's callback: nothing here waits."""
         found = [(self._transports.get(descriptor), events) for descriptor, events in self._epoll.poll(0, _EVENTS)]
         for transport, events in found:
-            if transport is None or transport.descriptor < 0:
+            if transport is None or not transport.begun or transport.descriptor < 0:
                 continue
             if events & ~select.EPOLLOUT:
                 # An end, an error, or bytes that nobody asked for: a client of a stream has nothing more to say.
                 self.peer_left(transport)
             else:
-                transport.ready = True
-                self._epoll.modify(transport.descriptor, _WATCHED)
                 transport.stream.progressed()
-                self.send(transport)
+                self.has_room(transport)
 
 
 os.register_at_fork(after_in_child=Reactor.forked)

@@ -7,13 +7,16 @@ there is no socket to be had, never an error. Measured with gevent 26.9, gunicor
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import socket
 import sys
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-__all__ = ["GivenUp", "client_socket", "cut", "give_up", "tune"]
+__all__ = ["GivenUp", "client_socket", "cut", "give_up", "limit_silence", "tune"]
 
+_TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18)
 # gunicorn's gevent_pywsgi worker says "sock", its other workers "socket".
 _KEYS: Final = ("gunicorn.socket", "gunicorn.sock", "werkzeug.socket")
 
@@ -24,37 +27,53 @@ class GivenUp(NamedTuple):
     client: Any
     handler: Any
     chunked: str  # the attribute of the handler by which it remembers to end the body
+    shuts_down: bool  # whether the server may shut the connection down, and not only close its descriptor
 
     def let_go(self) -> None:
-        """From here on the server writes no end of the response, and closes its descriptor after the application."""
+        """From here on the server writes no end of the response, and nothing it does reaches the connection.
+
+        For whoever has a duplicate of the descriptor.
+        """
         setattr(self.handler, self.chunked, False)
+        if self.shuts_down:
+            # Its number stands for a socket that is connected to nobody, as for one whose client has left: a
+            # descriptor of -1, which detach() would leave, gunicorn's gthread takes for an error of its own, and
+            # counts the connection twice.
+            os.dup2(_nobody(), self.client.fileno(), inheritable=False)
 
 
-def give_up(environ: Mapping[str, Any], write: Any) -> GivenUp | None:
+@functools.cache
+def _nobody() -> int:
+    return socket.socket(socket.AF_UNIX).detach()
+
+
+def give_up(environ: Mapping[str, Any], write: Any, socket_type: type) -> GivenUp | None:
     """Say whether the server that returned ``write`` from ``start_response`` can give up its socket, and prepare it.
 
-    ``None``: a server that is not known exactly, a wrapped ``write``, TLS, HTTP/1.0, HTTP/2, or a request with a body,
-    of which something may be unread. Read in gevent 23.9 to 26.9 and gunicorn 21.2 to 27.0, and shown by tests.
+    ``socket_type`` is what the sockets are that can be served here. ``None``: a server that is not known exactly, a
+    wrapped ``write``, TLS, HTTP/1.0, HTTP/2, a request with a body, of which something may be unread, or a system
+    that has no epoll. Read in gevent 23.9 to 26.9 and gunicorn 21.2 to 27.0, and shown by tests.
     """
     handler: Any = getattr(write, "__self__", None)
     kind = type(handler)
     if getattr(write, "__func__", None) is not getattr(kind, "write", None):
         return None
-    gevent_socket = sys.modules.get("gevent.socket")
-    if gevent_socket is None or environ.get("CONTENT_LENGTH", "") not in ("", "0"):
-        return None
-    if "HTTP_TRANSFER_ENCODING" in environ:
+    if environ.get("CONTENT_LENGTH", "") not in ("", "0") or "HTTP_TRANSFER_ENCODING" in environ:
         return None
     if _is(kind, "gevent.pywsgi", "WSGIHandler") or _is(kind, "gunicorn.workers.ggevent", "PyWSGIHandler"):
-        found = GivenUp(getattr(handler, "socket", None), handler, "response_use_chunked")
+        found = GivenUp(getattr(handler, "socket", None), handler, "response_use_chunked", shuts_down=False)
         fits = handler.request_version == "HTTP/1.1" and not handler.headers_sent
     elif _is(kind, "gunicorn.http.wsgi", "Response"):
-        found = GivenUp(handler.sock, handler, "chunked")
+        # The workers with threads shut a connection down, gevent's do not: its loop may watch the descriptor still.
+        in_gevent = _is(socket_type, "gevent.socket", "socket")
+        if in_gevent and "gunicorn.workers.ggevent" not in sys.modules:
+            return None
+        found = GivenUp(handler.sock, handler, "chunked", shuts_down=not in_gevent)
         fits = handler.chunked and not handler.headers_sent
     else:
         return None
     # Not a subclass of a socket: TLS is one.
-    if not fits or type(found.client) is not gevent_socket.socket:
+    if not fits or type(found.client) is not socket_type or sys.platform != "linux":
         return None
     if found.chunked == "chunked":
         handler.force_close()  # before the head, which says so then
@@ -94,6 +113,15 @@ def tune(client: Any, send_buffer: int) -> None:
     ):
         with contextlib.suppress(OSError):  # a Unix socket behind a proxy has no TCP options
             client.setsockopt(level, option, value)
+
+
+def limit_silence(client: Any, seconds: float) -> None:
+    """Have the kernel end a connection whose peer acknowledges nothing for so long.
+
+    Not where a server writes, which may report the error as an application's.
+    """
+    with contextlib.suppress(OSError):
+        client.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, round(seconds * 1000))
 
 
 def cut(client: Any) -> None:

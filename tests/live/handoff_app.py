@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import threading
 from typing import Any
 
 import greenlet
@@ -24,7 +25,8 @@ def state() -> ResponseReturnValue:
     reactor = sys.modules.get("flask_sse_stream.transports.reactor")
     items = gc.get_objects()
     return {
-        "handed_off": len(reactor.Reactor.current()) if reactor is not None else 0,
+        "handed_off": sum(map(len, reactor.Reactor._all)) if reactor is not None else 0,
+        "threads": threading.active_count(),
         "streams": sse.count_all(),
         "greenlets": sum(issubclass(type(item), greenlet.greenlet) and not item.dead for item in items),
         "environs": sum(type(item) is dict and "wsgi.input" in item for item in items),
@@ -34,6 +36,13 @@ def state() -> ResponseReturnValue:
 @app.post("/publish")
 def publish() -> ResponseReturnValue:
     return sse.publish("default", "x")
+
+
+@app.post("/burst")
+def burst() -> ResponseReturnValue:
+    for number in range(500):
+        sse.publish("default", str(number))
+    return "", 204
 
 
 class Watching:

@@ -16,8 +16,8 @@ from support import ROOT, Server, free_port, python, wait_for
 
 pytestmark = pytest.mark.live
 
-GIVE_UP = ("pywsgi", "pywsgi-patched", "gunicorn-gevent", "gunicorn-gevent_pywsgi")
-KEEP = ("gunicorn-gthread",)
+IN_THREADS = ("gunicorn-gthread", "gunicorn-sync")
+GIVE_UP = ("pywsgi", "pywsgi-patched", "gunicorn-gevent", "gunicorn-gevent_pywsgi", *IN_THREADS)
 
 
 @contextlib.contextmanager
@@ -27,7 +27,7 @@ def serving(kind: str, log: Path, **environment: str) -> Iterator[Server]:
         command = python(str(HERE / "handoff_app.py"), str(port), *(["--patch"] if kind.endswith("patched") else []))
     else:
         worker = kind.partition("-")[2]
-        options = ["--threads", "20"] if worker == "gthread" else []
+        options = ["--threads", "2"] if worker == "gthread" else []
         command = python(
             "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "-k", worker, *options, "--access-logfile", "-",
             "--graceful-timeout", "5", "handoff_app:app",
@@ -63,6 +63,7 @@ def test_a_server_gives_its_sockets_up_and_keeps_nothing_of_the_requests(kind: s
         assert isinstance(found, dict)
         assert isinstance(before, dict)
         assert found["greenlets"] <= before["greenlets"] + 2
+        assert found["threads"] <= before["threads"] + 2
         assert found["environs"] <= before["environs"] + 1
         publish(server)
         for client in (first, *clients):
@@ -74,17 +75,8 @@ def test_a_server_gives_its_sockets_up_and_keeps_nothing_of_the_requests(kind: s
         wait_for(lambda: server.log.count("GET /stream") == 31, "each request has its line in the access log")
 
 
-@pytest.mark.parametrize("kind", KEEP)
-def test_a_server_that_cannot_give_up_its_sockets_keeps_them(kind: str, tmp_path: Path) -> None:
-    with serving(kind, tmp_path / "log") as server, Raw(server.port) as client:
-        client.request("/stream").read_until(b": open\n\n")
-        publish(server)
-        client.read_until(b"data: x\n\n")
-        assert state(server)["handed_off"] == 0
-
-
 @pytest.mark.parametrize(("wrap", "handed_off"), [("proxy", 1), ("watching", 1), ("replacing", 0)])
-@pytest.mark.parametrize("kind", ["pywsgi", "gunicorn-gevent"])
+@pytest.mark.parametrize("kind", ["pywsgi", "gunicorn-gevent", "gunicorn-gthread"])
 def test_what_is_wrapped_around_the_app_breaks_no_stream(kind: str, wrap: str, handed_off: int, tmp_path: Path) -> None:
     with serving(kind, tmp_path / "log", WRAP=wrap) as server, Raw(server.port) as client:
         client.request("/stream").read_until(b": open\n\n")
@@ -102,7 +94,20 @@ def test_the_setting_turns_it_off(tmp_path: Path) -> None:
         assert state(server)["handed_off"] == 0
 
 
-@pytest.mark.parametrize("kind", ["gunicorn-gevent", "gunicorn-gevent_pywsgi"])
+@pytest.mark.parametrize("kind", IN_THREADS)
+def test_a_burst_reaches_all_clients_of_a_worker_with_threads_in_order(kind: str, tmp_path: Path) -> None:
+    with serving(kind, tmp_path / "log") as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Raw(server.port)) for _ in range(50)]
+        for client in clients:
+            client.request("/stream").read_until(b": open\n\n")
+        httpx.post(f"{server.url}/burst", trust_env=False, headers={"Connection": "close"}).raise_for_status()
+        for client in clients:
+            received = client.read_until(b"data: 499\n\n")
+            places = [received.index(b"data: %d\n" % number) for number in range(500)]
+            assert places == sorted(places)
+
+
+@pytest.mark.parametrize("kind", ["gunicorn-gevent", "gunicorn-gevent_pywsgi", *IN_THREADS])
 def test_a_worker_that_is_told_to_stop_does_not_wait_for_what_it_gave_up(kind: str, tmp_path: Path) -> None:
     with serving(kind, tmp_path / "log") as server, Raw(server.port) as client:
         client.request("/stream").read_until(b": open\n\n")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
 import threading
 
 import gevent
 import gevent.monkey
 from contracts.greenlets import InGreenlets, start_native_thread
 from contracts.transport import BodyContract
-from support import ROOT
+from support import run_unpatched
 
 from flask_sse_stream.transports.gevent import GeventRuntime, GeventWaiter, Mailbox, in_gevent
 
@@ -191,16 +187,3 @@ def test_a_callback_of_a_patched_hub_is_told_that_it_cannot_wait() -> None:
         assert gevent.spawn(lambda: current_runtime().outside(lambda: 5)).get() == 5
     """
     run_unpatched(script)
-
-
-def run_unpatched(script: str) -> str:
-    """Run code in a process of its own, in which nothing is patched yet; give what it says on its error channel."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stderr

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import socket as standard_socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,41 +17,55 @@ import gevent
 import gevent.monkey
 import gevent.pywsgi
 import greenlet
+import gunicorn.config
+import gunicorn.glogging
+import gunicorn.workers.base
 import pytest
 from contracts.greenlets import InGreenlets
+from contracts.threads import InThreads
 from contracts.transport import Client, context_of_request
 from gevent import socket
 from gevent.ssl import SSLContext
+from gunicorn.workers.gthread import ThreadWorker
 
 from flask_sse_stream.pools import PoolManager
 from flask_sse_stream.settings import Settings
 from flask_sse_stream.stream import CloseReason
+from flask_sse_stream.transports.gevent import Mailbox
 from flask_sse_stream.transports.reactor import Reactor
 from flask_sse_stream.wsgi import respond
 
 Wrap = Callable[[Any], Any]
 
 
-class Server:
-    """gevent's own server in this process, which answers every request with a stream of ``manager``."""
+class Application:
+    """Answers every request with a stream of ``manager``."""
+
+    def __init__(self, manager: PoolManager) -> None:
+        self.manager = manager
+        self.arguments: dict[str, Any] = {}
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        token = context_of_request.set("the request's")
+        try:
+            return respond(self.manager, environ, start_response, **self.arguments)
+        finally:
+            context_of_request.reset(token)
+
+
+class Server(Application):
+    """gevent's own server in this process."""
 
     def __init__(self, manager: PoolManager, wrap: Wrap = lambda app: app, **options: Any) -> None:
-        self.arguments: dict[str, Any] = {}
+        super().__init__(manager)
         self.handled: list[str] = []
-
-        def app(environ: dict[str, Any], start_response: Any) -> Any:
-            token = context_of_request.set("the request's")
-            try:
-                return respond(manager, environ, start_response, **self.arguments)
-            finally:
-                context_of_request.reset(token)
 
         class Log:
             @staticmethod
             def write(line: str) -> None:
                 self.handled.append(line)
 
-        self._server = gevent.pywsgi.WSGIServer(("127.0.0.1", 0), wrap(app), log=Log(), error_log=None, **options)
+        self._server = gevent.pywsgi.WSGIServer(("127.0.0.1", 0), wrap(self), log=Log(), error_log=None, **options)
         self._server.start()
         self.address = ("127.0.0.1", self._server.server_port)
 
@@ -63,13 +79,47 @@ class Server:
         self._server.stop()
 
 
+class Worker(Application):
+    """gunicorn's worker with threads in this process, without what it needs of its arbiter."""
+
+    def __init__(self, manager: PoolManager) -> None:
+        super().__init__(manager)
+        listener = standard_socket.create_server(("127.0.0.1", 0))
+        configuration = gunicorn.config.Config()
+        configuration.set("threads", 2)
+        log = gunicorn.glogging.Logger(configuration)
+        self.worker = ThreadWorker(1, os.getppid(), [listener], None, 30, configuration, log)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gunicorn.workers.base.Worker, "init_process", lambda worker: None)
+            self.worker.init_process()
+        self.worker.wsgi = self
+        self.address = listener.getsockname()
+        self._thread = threading.Thread(target=self.worker.run)
+        self._thread.start()
+
+    def connect(self, query: str = "connectKey=k") -> Any:
+        """Connect, and ask for a stream."""
+        client = standard_socket.create_connection(self.address, 15)
+        client.sendall(f"GET /?{query} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        return client
+
+    def stop(self) -> None:
+        self.worker.handle_exit(None, None)
+        self._thread.join()
+        self.worker.tmp.close()
+
+
 class SocketClient(Client):
     """A client of a real server in this process."""
 
+    socket: Any = socket
+    server: Any = Server
+
     def serve(self, manager: PoolManager, query: str, **arguments: Any) -> None:
-        server = Server(manager)
+        server = self.server(manager)
         server.arguments = arguments
-        client = server.connect(query)
+        client = self.socket.create_connection(server.address)
+        client.sendall(f"GET /?{query} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         client.settimeout(0.005)
         received = b""
         try:
@@ -104,6 +154,18 @@ def dechunk(data: bytes) -> tuple[int, bytes, bool]:
         found += data[end + 2 : end + 2 + size]
         data = data[end + size + 4 :]
     return chunks, found, False
+
+
+class WorkersClient(SocketClient):
+    socket = standard_socket
+    server = Worker
+
+
+@pytest.mark.skipif(
+    gevent.monkey.is_module_patched("threading"), reason="its threads are greenlets, whose sockets it would shut down"
+)
+class TestHandOffInThreads(InThreads):
+    client = WorkersClient
 
 
 class TestHandOff(InGreenlets):
@@ -145,7 +207,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 15.0) -> 
 
 
 def handed_off() -> int:
-    return len(Reactor.current())
+    return len(Reactor.of(Mailbox.current()))
 
 
 def read_some(client: Any, until: bytes) -> bytes:
@@ -291,11 +353,16 @@ def test_a_descriptor_that_is_used_again_gets_nothing_that_was_meant_for_the_one
     wait_for(lambda: manager.count_all() == handed_off() == 0, "all are gone")
 
 
-@pytest.mark.parametrize("why", ["a wrapped write", "the setting", "HTTP/1.0", "TLS", "a handler of the user's own"])
+@pytest.mark.parametrize(
+    "why",
+    ["a wrapped write", "the setting", "HTTP/1.0", "TLS", "a handler of the user's own", "a system that has no epoll"],
+)
 def test_what_is_not_exactly_known_stays_where_it_is(
-    why: str, manager: PoolManager, serve: Callable[..., Server], tmp_path: Path
+    why: str, manager: PoolManager, serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {}
+    if why == "a system that has no epoll":
+        monkeypatch.setattr("sys.platform", "darwin")
     if why == "a wrapped write":
 
         def wrap(app: Any) -> Any:
@@ -340,6 +407,47 @@ def test_what_is_not_exactly_known_stays_where_it_is(
     assert handed_off() == 0
     client.close()
     manager.shutdown()
+
+
+def test_without_a_free_descriptor_the_server_keeps_its_socket(
+    manager: PoolManager,
+    serve: Callable[..., Server],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def none_is_free(descriptor: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    server = serve(manager)
+    monkeypatch.setattr("os.dup", none_is_free)
+    client = server.connect()
+    read_some(client, b": open")
+    manager.publish("k", "x")
+    read_some(client, b"data: x")
+    assert handed_off() == 0
+    assert "a stream stays with its server: [Errno 24] Too many open files" in caplog.text
+    client.close()
+
+
+def test_an_error_of_the_servers_write_leaves_nothing_behind(manager: PoolManager) -> None:
+    class Handler(gevent.pywsgi.WSGIHandler):
+        def __init__(self, client: Any) -> None:
+            self.socket, self.request_version, self.headers_sent = client, "HTTP/1.1", False
+
+        def write(self, data: bytes) -> None:
+            raise BrokenPipeError
+
+    client, peer = socket.socketpair()
+    environ = {"REQUEST_METHOD": "GET", "QUERY_STRING": "connectKey=k", "SERVER_PROTOCOL": "HTTP/1.1"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gevent.pywsgi, "WSGIHandler", Handler)
+        answer = gevent.spawn(respond, manager, environ, lambda status, headers: Handler(client).write)
+        with pytest.raises(BrokenPipeError):
+            answer.get(timeout=15)
+    assert manager.count_all() == handed_off() == 0
+    client.close()
+    assert peer.recv(1) == b"", "no descriptor of it is left"
+    peer.close()
 
 
 def test_a_client_that_leaves_before_its_first_bytes_leaves_nothing_behind(
