@@ -161,8 +161,9 @@ class RedisBroker:
     def _fly(self, flight: _Flight) -> None:
         """Read the histories of all who are aboard when it is this flight's turn."""
         error: BrokerError | None = BrokerError(f"{self._server.where}: the reading of histories was interrupted")
-        in_turn = self._runway.acquire(timeout=self._timeout)
+        in_turn = False
         try:
+            in_turn = self._runway.acquire(timeout=self._timeout)
             with self._starting:
                 self._boarding = None
             for history in self._run(lambda *at: self._read(at[0], at[1], flight.keys, flight.position), writes=False):
@@ -176,6 +177,8 @@ class RedisBroker:
             if in_turn:
                 self._runway.release()
             with self._starting:
+                if self._boarding is flight:  # killed before its turn: nobody may board what will not depart
+                    self._boarding = None
                 for key in flight.keys:
                     self._flights.pop(key, None)
             flight.land(error)

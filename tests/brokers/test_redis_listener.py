@@ -331,6 +331,39 @@ def test_a_log_that_begins_anew_while_a_history_is_read_hides_none_of_its_events
     house.manager.shutdown(), other.manager.shutdown()
 
 
+def test_a_reader_that_is_killed_while_it_waits_for_its_turn_keeps_nobody_waiting(start: Start) -> None:
+    class Killed(BaseException):
+        pass
+
+    class Runway:
+        """Where the first one is killed, as gevent kills a greenlet wherever it waits."""
+
+        def acquire(self, timeout: float) -> bool:
+            broker._runway = runway
+            another.start()
+            wait_for(lambda: broker._boarding is not None and broker._boarding.keys == ["a", "b"], "another boards")
+            raise Killed
+
+    def board() -> None:
+        with pytest.raises(BrokerError, match="interrupted"):
+            broker.cover(["b"], ["b"], None)
+        told.append("b")
+
+    process = start(broker_timeout=10)
+    broker = process.broker
+    told: list[str] = []
+    process.cover(["a", "b"], [], None)
+    process.publish("a", body("x"))
+    another = threading.Thread(target=board)
+    runway, broker._runway = broker._runway, Runway()  # type: ignore[assignment]
+    with pytest.raises(Killed):
+        process.cover(["a"], ["a"], None)
+    another.join(5)
+    assert told == ["b"], "who was aboard is told at once"
+    process.cover(["a", "b"], ["a", "b"], None)
+    assert {item.key for item in process.delivered if isinstance(item, History)} == {"a", "b"}
+
+
 def test_several_hundred_keys_are_brought_up_to_date_in_the_order_of_the_log(start: Start, server: RedisServer) -> None:
     process, other = start(), start()
     keys = [f"key {number}" for number in range(1200)]
