@@ -111,7 +111,7 @@ class RedisBroker:
         own_id = body[4 : body.index(b"\n")] if body.startswith(b"id: ") else b""
         size = self._settings.history_size
         arguments = [self._names.member(key), body, own_id, size, self._ttl, self._once_ttl]
-        [identifier] = self._run(lambda deadline, link: self._publish(deadline, link, keys, arguments))
+        [identifier] = self._run(lambda at, link: self._publish(at, link, keys, arguments), publishes=True)
         return str(identifier.decode())
 
     @staticmethod
@@ -122,7 +122,7 @@ class RedisBroker:
     def lease(self, name: str, holder: str, seconds: float) -> bool:
         """Let one process of all have ``name``."""
         command = ("EVAL", LEASE, 1, self._names.lease(name), holder, round(seconds * 1000))
-        return bool(self._run(lambda deadline, link: link.call(deadline, *command)))
+        return bool(self._run(lambda at, link: link.call(at, *command)))
 
     def cover(self, keys: Sequence[str | None], fetch: Sequence[str | None], after: str | None) -> Position:
         """Listen to ``keys``; the first call connects."""
@@ -166,7 +166,7 @@ class RedisBroker:
             in_turn = self._runway.acquire(timeout=self._timeout)
             with self._starting:
                 self._boarding = None
-            for history in self._run(lambda *at: self._read(at[0], at[1], flight.keys, flight.position), writes=False):
+            for history in self._run(lambda at, link: self._read(at, link, flight.keys, flight.position)):
                 # Of another life than what has been delivered, it says nothing: who waits for it is told to start over.
                 if history.epoch == flight.position.epoch:
                     self._deliver(history)
@@ -217,8 +217,11 @@ class RedisBroker:
 
     # Running scripts
 
-    def _run(self, run: Callable[[float, Link], Any], *, writes: bool = True) -> Any:
-        """Run something once, on the server that has the log. If it certainly was not run, try again for a while."""
+    def _run(self, run: Callable[[float, Link], Any], *, publishes: bool = False) -> Any:
+        """Run something once, on the server that has the log. If it certainly was not run, try again for a while.
+
+        ``publishes``: where it fails, whether an event was taken is to be said.
+        """
         deadline = time.monotonic() + self._timeout
         if self._closed:
             raise BrokerError(f"the broker of {self._server.where} is closed")
@@ -228,7 +231,7 @@ class RedisBroker:
         try:
             # An outage that is older than what a caller would wait is waited for by nobody.
             patience = min(deadline, self._last_good + self._timeout)
-            reply = patiently(lambda: self._attempt(run, deadline, writes), patience)
+            reply = patiently(lambda: self._attempt(run, deadline, publishes), patience)
         except NotTaken as error:
             raise broker_error(self._server.where, error.__cause__ or error) from error
         finally:
@@ -236,7 +239,7 @@ class RedisBroker:
         self._last_good = time.monotonic()
         return reply
 
-    def _attempt(self, run: Callable[[float, Link], Any], deadline: float, writes: bool) -> Any:
+    def _attempt(self, run: Callable[[float, Link], Any], deadline: float, publishes: bool) -> Any:
         home = current_runtime().home()
         link = self._borrow(home, deadline)
         try:
@@ -245,7 +248,7 @@ class RedisBroker:
             link.close()
             if is_elsewhere(error):
                 raise NotTaken(str(error)) from error
-            doubt = writes and not is_permanent(error)
+            doubt = publishes and not is_permanent(error)
             raise broker_error(self._server.where, error, doubt=doubt) from error
         except BaseException:  # a greenlet that was killed in the middle
             link.close()

@@ -333,6 +333,18 @@ def test_a_publish_gives_up_after_a_timeout_of_its_own_setting(server: RedisServ
 # Connections are cut
 
 
+def test_only_a_publish_that_was_cut_off_speaks_of_an_event(server: RedisServer) -> None:
+    manager = House(broker_url=server.url, broker_timeout=0.5).manager
+    manager.publish("k", "x")
+    with server.paused(), pytest.raises(BrokerError, match="whether the event was taken is not known"):
+        manager.publish("k", "y")
+    assert manager.lease("clock", 5)
+    with server.paused(), pytest.raises(BrokerError) as lease:
+        manager.lease("clock", 5)
+    assert "event" not in str(lease.value)
+    manager.shutdown()
+
+
 @every_redis
 @pytest.mark.parametrize("kind", ["pubsub", "normal"])
 def test_connections_that_are_killed_again_and_again_lose_and_double_nothing(
