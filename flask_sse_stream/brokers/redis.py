@@ -21,12 +21,11 @@ from ..transports.base import Waiter, current_runtime
 from .base import BrokerStats, Deliver, Delivery, History, Idle, Position, never_idle
 from .redis_link import Link, NotTaken, Server, broker_error, is_elsewhere, is_permanent, patiently
 from .redis_listener import Listener
-from .redis_scripts import LEASE, PUBLISH, Chain, Names, new_life, read_command, reading
+from .redis_scripts import LEASE, PUBLISH, READ_KEYS, Chain, Names, new_life, read_command, reading
 
 __all__ = ["RedisBroker"]
 
 _CONNECTIONS: Final = 16  # for publishing: more only wait in Redis instead of here
-_READ_KEYS: Final = 500  # in one script: others wait for it
 _LONGEST_MILLISECONDS: Final = 10 * 365 * 86_400_000  # a history that is to be kept for ever
 _DIGEST: Final = hashlib.sha1(PUBLISH.encode(), usedforsecurity=False).hexdigest()
 
@@ -187,7 +186,7 @@ class RedisBroker:
         chains = {key: Chain(0) for key in keys}
         size, limit = self._settings.history_size, self._settings.max_event_bytes
         while behind := [key for key, chain in chains.items() if chain.more]:
-            asked = {key: chains[key].end for key in behind[:_READ_KEYS]}
+            asked = {key: chains[key].end for key in behind[:READ_KEYS]}
             reply = link.call(deadline, *read_command(self._names, link.run, asked, history=size > 0))
             found = reading(reply, limit)
             for key, page in zip(asked, found.pages, strict=True):

@@ -29,7 +29,18 @@ from ..settings import Settings
 from ..transports.base import Waiter, current_runtime
 from .base import BrokerStats, Delivery, Gap, Life, Position
 from .redis_link import Bell, Link, NotTaken, Server, broker_error, is_permanent
-from .redis_scripts import Chain, Entry, Names, Reading, live_message, message, new_life, read_command, reading
+from .redis_scripts import (
+    READ_KEYS,
+    Chain,
+    Entry,
+    Names,
+    Reading,
+    live_message,
+    message,
+    new_life,
+    read_command,
+    reading,
+)
 
 __all__ = ["Listener", "Log"]
 
@@ -42,7 +53,6 @@ SILENCE_SECONDS: Final = 3.0
 """How long a reply may take before the connection is given up."""
 
 _BACKOFF_SECONDS: Final = 0.05, 1.0
-_READ_KEYS: Final = 500  # in one script: others wait for it
 _IDLE_KEYS: Final = 1000  # asked for at each tick
 _CURSOR: Final = re.compile(r"([0-9a-f]{12})-([0-9]{1,16})\Z")
 
@@ -201,8 +211,8 @@ class Listener:
         with self._lock:
             known = [key for key, last in self._followed.items() if last is not None]
             self._ask_again()
-        for start in range(0, len(known), _READ_KEYS):
-            self._send(link, self._subscription(link, known[start : start + _READ_KEYS]))
+        for start in range(0, len(known), READ_KEYS):
+            self._send(link, self._subscription(link, known[start : start + READ_KEYS]))
         self._synchronise(link)
         if self._complained:
             self._complained = False
@@ -393,10 +403,10 @@ class Listener:
         # A copy, in one step: others add keys at any time.
         missed = {key: Chain(last) for key, last in dict(self._followed).items() if last is not None}
         # Many keys, and many events, are read in parts, and then all keys once more for what came in between.
-        together = len(missed) <= _READ_KEYS
+        together = len(missed) <= READ_KEYS
         while True:
             asked = [key for key, chain in missed.items() if together or chain.more]
-            size = max(1, len(asked)) if together else _READ_KEYS
+            size = max(1, len(asked)) if together else READ_KEYS
             for start in range(0, max(1, len(asked)), size):
                 part = {key: missed[key].end for key in asked[start : start + size]}
                 self._send(link, read_command(self._names, link.run, part, history=self._size > 0))

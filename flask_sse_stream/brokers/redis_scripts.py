@@ -28,6 +28,7 @@ __all__ = [
     "LEASE",
     "PUBLISH",
     "READ",
+    "READ_KEYS",
     "Chain",
     "Entry",
     "Names",
@@ -151,6 +152,9 @@ return {'sse', epoch, string.format('%.0f', seq), lives,
   string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000)), found}
 """
 )
+
+READ_KEYS: Final = 500
+"""How many keys to ask for in one reading: others wait for it."""
 
 # KEYS: the lease. ARGV: who wants it, and for how many milliseconds; 0 to give it back.
 LEASE: Final = """
