@@ -7,6 +7,7 @@ order: it runs one script at a time.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import threading
@@ -210,9 +211,13 @@ class RedisBroker:
         self._closed = True
         if self._listener is not None:
             self._listener.stop()
+        self._close_free()
+
+    def _close_free(self) -> None:
         for free in list(self._free.values()):
-            while free:
-                free.pop().close()
+            with contextlib.suppress(IndexError):  # whoever else takes the last one
+                while True:
+                    free.pop().close()
 
     # Running scripts
 
@@ -253,6 +258,8 @@ class RedisBroker:
             link.close()
             raise
         self._free.setdefault(home, deque(maxlen=_CONNECTIONS)).append(link)
+        if self._closed:  # meanwhile, and nobody else closes this one
+            self._close_free()
         return reply
 
     def _borrow(self, home: Hashable, deadline: float) -> Link:

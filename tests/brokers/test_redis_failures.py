@@ -22,6 +22,7 @@ from redis_server import PROGRAMS, RedisCluster, RedisServer, Sentinel
 from support import wait_for
 
 from flask_sse_stream.brokers.base import Broker, BrokerStats, Deliver, Idle, broker_from_url, never_idle
+from flask_sse_stream.brokers.redis import RedisBroker
 from flask_sse_stream.errors import BrokerError
 from flask_sse_stream.pools import PoolManager
 from flask_sse_stream.settings import Settings
@@ -1005,6 +1006,21 @@ def test_nothing_is_left_of_a_process_that_closes(server: RedisServer) -> None:
     wait_for(lambda: set(threading.enumerate()) <= threads, "its threads are gone")
     with pytest.raises(BrokerError, match="is closed"):
         house.manager.publish("k", "event")
+
+
+def test_nothing_is_left_of_a_publish_that_ends_after_its_process_has_closed(server: RedisServer) -> None:
+    broker = broker_from_url(Settings(broker_url=server.url))
+    assert isinstance(broker, RedisBroker)
+    broker.publish("k", body("first"))
+    published: list[str] = []
+    publisher = threading.Thread(target=lambda: published.append(broker.publish("k", body("last"))))
+    with server.paused():
+        publisher.start()
+        wait_for(lambda: not any(broker._free.values()), "it is on its way")
+        broker.close()
+    publisher.join(10)
+    assert published
+    wait_for(lambda: len(server.cli("CLIENT LIST")) == 1, "its connection is gone")
 
 
 def test_a_redis_that_was_never_there_is_an_error_with_the_cure_and_one_that_comes_is_used(
