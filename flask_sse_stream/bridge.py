@@ -90,7 +90,8 @@ class Bridge:
         self.channel = channel
         self._to = to
         self._event = event
-        self._server = Server(where, Names(manager.settings.namespace))
+        what = "SSE_BROKER_URL" if url is None else "the url of a bridge"
+        self._server = Server(where, Names(manager.settings.namespace), what)
         self._manager = weakref.ref(manager)
         self._starting = threading.Lock()
         self._pid = 0

@@ -225,7 +225,11 @@ def test_messages_that_the_log_does_not_take_are_counted_and_said(
         ({"channel": "a", "to": ""}, EventError, "key must have 1 to 255"),
         ({"channel": "a", "to": "news", "event": "x\ny"}, EventError, "event must not contain"),
         ({"channel": "a", "to": "news", "url": None}, SettingsError, "which 'memory://' is not: give its url="),
-        ({"channel": "a", "to": "news", "url": "redis+sentinel://"}, SettingsError, "write redis.sentinel://host"),
+        (
+            {"channel": "a", "to": "news", "url": "redis+sentinel://"},
+            SettingsError,
+            "^the url of a bridge 'redis.sentinel://': write redis.sentinel://host",
+        ),
     ],
 )
 def test_a_bridge_that_cannot_be_is_refused_at_once(arguments: Any, error: type[Exception], text: str) -> None:

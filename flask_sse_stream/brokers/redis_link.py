@@ -251,10 +251,10 @@ def _close_both(*descriptors: int) -> None:
 class Server:
     """Finds the server that ``url`` means, and connects to it.
 
-    Raises :class:`SettingsError` for a URL that means none.
+    Raises :class:`SettingsError` for a URL that means none, which it names as ``what`` the user has written.
     """
 
-    def __init__(self, url: str, names: Names) -> None:
+    def __init__(self, url: str, names: Names, what: str = "SSE_BROKER_URL") -> None:
         self._names = names
         self._sentinels: list[tuple[str, int]] = []
         self._sentinel_options: dict[str, Any] = {}
@@ -262,7 +262,7 @@ class Server:
         try:
             self._options = self._parse(url)
         except ValueError as error:
-            raise SettingsError(f"SSE_BROKER_URL {_masked(url)!r}: {error}") from error
+            raise SettingsError(f"{what} {_masked(url)!r}: {error}") from error
         self._moved: tuple[str, int] | None = None
         self.where = _masked(url)
 
@@ -280,7 +280,7 @@ class Server:
         self._class = SSLConnection if secure else Connection
         try:
             self._class(**options)  # connects to nothing
-        except TypeError as error:
+        except (TypeError, redis.RedisError) as error:
             raise ValueError(str(error).rpartition("() ")[2]) from error
         options.setdefault("host", "localhost")
         options.setdefault("port", 6379)
