@@ -44,6 +44,18 @@ __all__ = [
 
 _HOPS: Final = 5
 _SENTINEL_SECONDS: Final = 0.5  # for one that does not answer, since there are others
+_OURS: Final = {  # options of redis-py's that a link stands on
+    "decode_responses",
+    "health_check_interval",
+    "protocol",
+    "redis_connect_func",
+    "retry",
+    "retry_on_error",
+    "retry_on_timeout",
+    "socket_connect_timeout",
+    "socket_keepalive",
+    "socket_timeout",
+}
 
 
 FAILURES: Final = (redis.RedisError, OSError)
@@ -274,9 +286,9 @@ class Server:
         parse = cast("Callable[[str], dict[str, Any]]", parse_url)
         options = parse(f"{'rediss' if secure else 'redis'}://{rest}")
         options.pop("connection_class", None)
-        for ours in ("socket_timeout", "socket_connect_timeout", "retry_on_timeout", "protocol", "decode_responses"):
-            if ours in options:
-                raise ValueError(f"{ours} is this extension's to set: leave it out")
+        for name in options:
+            if name in _OURS:
+                raise ValueError(f"{name} is this extension's to set: leave it out")
         self._class = SSLConnection if secure else Connection
         try:
             self._class(**options)  # connects to nothing

@@ -38,6 +38,7 @@ def soon() -> float:
         ("redis://host:port", "Port could not be cast"),
         ("redis://host/0?socket_timeout=5", "socket_timeout is this extension's to set"),
         ("redis://host/0?protocol=2", "protocol is this extension's to set"),
+        ("redis://host/0?health_check_interval=5", "health_check_interval is this extension's to set"),
         ("redis://host/0?no_such_option=5", "no_such_option"),
         ("rediss://host/0?ssl_cert_reqs=nonsense", "SSE_BROKER_URL 'rediss://host/0': Invalid SSL .*nonsense"),
     ],
