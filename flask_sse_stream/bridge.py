@@ -8,6 +8,8 @@ are patched) that begins with the first stream of a process, or when it is told 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import logging
 import os
 import secrets
@@ -71,6 +73,11 @@ class Bridge:
     seconds after the process that listened was killed, and as long as no process has had a stream or was told to
     :meth:`start`.
 
+    Of all processes that have the same bridge, one listens at a time. It is the same if ``channel``, ``to``, ``event``
+    and the hosts and ports of the URL are. A function is known by its module's name and its own, so let it have a name,
+    and be imported from the same module everywhere: in the script that is started, a module has another name. Lambdas
+    of one place, and functions that one function makes, are not told apart.
+
     Raises :class:`SettingsError` for a URL that is not Redis's, and :class:`EventError` for a bad key.
     """
 
@@ -92,6 +99,7 @@ class Bridge:
         self._event = event
         what = "SSE_BROKER_URL" if url is None else "the url of a bridge"
         self._server = Server(where, Names(manager.settings.namespace), what)
+        self._lease = _lease_name(self._server.address, channel, to, event)
         self._manager = weakref.ref(manager)
         self._starting = threading.Lock()
         self._pid = 0
@@ -163,10 +171,6 @@ class Bridge:
             if pid == os.getpid():
                 self._ended.set()
 
-    @property
-    def _lease(self) -> str:
-        return f"bridge {self.channel}"[:255]
-
     def _holds_lease(self) -> bool:
         manager = self._manager()
         return manager is not None and manager.lease(self._lease, LEASE_SECONDS)
@@ -236,3 +240,17 @@ class Bridge:
                     raise
             else:
                 return
+
+
+def _lease_name(address: tuple[str, ...], channel: str, to: Target, event: str | None) -> str:
+    """Name the lease of a bridge: in every process alike, and unlike any other bridge's."""
+    # Of a function, what is the same in other processes, unlike its place in memory.
+    function: Any = to
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not isinstance(function, str) and not hasattr(function, "__qualname__"):
+        function = type(function)
+    target = function if isinstance(function, str) else (function.__module__, function.__qualname__)
+    digest = hashlib.sha256(repr((address, channel, target, event)).encode()).hexdigest()
+    # The channel is there for who looks into Redis; a lease's name may have 255 characters.
+    return f"bridge {digest[:32]} {channel}"[:255]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
+import os
 import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -158,10 +163,72 @@ def test_the_lease_of_a_process_that_was_killed_goes_to_another(
 ) -> None:
     monkeypatch.setattr("flask_sse_stream.bridge.LEASE_SECONDS", 1.5)
     dead, alive = make_house(), make_house()
-    assert dead.manager.lease("bridge orders", 1.5)  # and is never heard of again
     bridge = Bridge(alive.manager, "orders", "news")
+    assert dead.manager.lease(bridge._lease, 1.5)  # and is never heard of again
     bridge.start()
     up(bridge)
+
+
+def to_its_own(channel: str, text: str) -> str:
+    return channel
+
+
+def to_news(channel: str, text: str) -> str:
+    return "news"
+
+
+class Shop:
+    def to(self, channel: str, text: str) -> str:
+        return "shop"
+
+    def __call__(self, channel: str, text: str) -> str:
+        return "shop"
+
+
+def test_bridges_that_differ_do_not_wait_for_each_other(make_house: MakeHouse, server: RedisServer) -> None:
+    elsewhere = server.url.replace("127.0.0.1", "localhost")
+    some: list[dict[str, Any]] = [
+        {"channel": "orders", "to": "news"},
+        {"channel": "orders", "to": "other"},
+        {"channel": "orders", "to": "news", "event": "order"},
+        {"channel": "orders", "to": "news", "url": elsewhere},
+        {"channel": "orders", "to": to_its_own},
+        {"channel": "orders", "to": to_news},
+        {"channel": "x" * 254 + "y", "to": "news"},
+        {"channel": "x" * 254 + "z", "to": "news"},
+    ]
+    bridges = [Bridge(make_house().manager, **arguments) for arguments in some]
+    for bridge in bridges:
+        bridge.start()
+    wait_for(lambda: all(bridge.stats().up for bridge in bridges), "each listens in its own process")
+
+
+def leases() -> list[str]:
+    manager = House().manager
+    targets = ["news", to_its_own, functools.partial(to_its_own), lambda channel, text: None, Shop(), Shop().to]
+    made = [Bridge(manager, "orders", to, url="redis://localhost")._lease for to in targets]
+    urls = [
+        "redis://localhost:6379/0",
+        "redis+sentinel://one,two/news/0",
+        "redis+sentinel://:secret@two,one:26379/news",
+    ]
+    return made + [Bridge(manager, "orders", "news", url=url)._lease for url in urls]
+
+
+def test_a_bridge_is_the_same_in_every_process() -> None:
+    here = leases()
+    found = subprocess.run(
+        [sys.executable, "-c", "import json, test_bridge; print(json.dumps(test_bridge.leases()))"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "1"},
+        check=True,
+        capture_output=True,
+    )
+    assert json.loads(found.stdout) == here
+    news, own, partial, anonymous, shop, bound, written_out, sentinels, other_order = here
+    assert own == partial
+    assert news == written_out
+    assert sentinels == other_order
+    assert len({news, own, anonymous, shop, bound, sentinels}) == 6
 
 
 def test_a_bridge_listens_again_after_its_connection_was_cut(make_house: MakeHouse, server: RedisServer) -> None:

@@ -277,6 +277,9 @@ class Server:
             raise SettingsError(f"{what} {_masked(url)!r}: {error}") from error
         self._moved: tuple[str, int] | None = None
         self.where = _masked(url)
+        named = self._sentinels or [(self._options["host"], self._options["port"])]
+        self.address = (self._service, *sorted(f"{host}:{port}" for host, port in named))
+        """What tells this server from others, however its URL is written."""
 
     def _parse(self, url: str) -> dict[str, Any]:
         scheme, _, rest = url.partition("://")
