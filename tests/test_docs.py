@@ -8,7 +8,6 @@ import re
 import sys
 import textwrap
 import threading
-import time
 import types
 from collections.abc import Iterator
 from dataclasses import fields
@@ -530,7 +529,8 @@ def test_the_bridging_pages_user_may_do_all_that_a_bridge_does(redis: RedisServe
     bridge = sse.bridge("orders", "news", url=url)
     reader = Reader(app, "/stream?connectKey=news")
     wait_for(lambda: bridge.stats().up, "it listens")
-    time.sleep(1.5)  # by then it has asked whether Redis is there
+    last = {"user": "bridge", "cmd": "ping"}
+    wait_for(lambda: any(last.items() <= client.items() for client in redis.cli("CLIENT LIST")), "it asks for Redis")
     redis.cli("PUBLISH", "orders", "x")
     assert said(reader.take(1)) == [(None, "x")]
     assert redis.cli("ACL LOG") == []
