@@ -10,14 +10,14 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from contracts.broker import body, place
 from fakes import House
-from history_checker import TOLERANCE, Book, Crowd, check, remembered, seen
+from history_checker import TOLERANCE, Book, Crowd, Reader, check, remembered, seen
 from redis_server import PROGRAMS, RedisCluster, RedisServer, Sentinel
 from support import wait_for
 
@@ -1045,28 +1045,75 @@ def test_a_redis_that_was_never_there_is_an_error_with_the_cure_and_one_that_com
 # Everything at once
 
 
+class Disorder:
+    """Publishers that never rest, clients that change houses, and faults, all as the dice fall."""
+
+    def __init__(self, book: Book, readers: list[Reader], seed: int) -> None:
+        self.finished = threading.Event()
+        self._book = book
+        self._readers = readers
+        self._seed = seed
+        self._dice = random.Random(seed)
+
+    def reign(
+        self,
+        publishers: Sequence[House],
+        keys: Sequence[str | None],
+        faults: Sequence[Callable[[], object]],
+        *,
+        more: int,
+        moves: int,
+        between: Sequence[int],
+    ) -> None:
+        """Let every fault happen, and ``more`` of them again.
+
+        Before each, ``moves`` clients go to any house that has some. After it, one of ``between`` says how many events
+        are published before the next.
+        """
+        dice, book = self._dice, self._book
+        houses = list(dict.fromkeys(reader.house for reader in self._readers))
+        threads = [
+            threading.Thread(target=self._publish, args=(f"publisher {index}", house, keys, self._seed + index))
+            for index, house in enumerate(publishers)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for fault in [*dice.sample(faults, len(faults)), *dice.choices(faults, k=more)]:
+                for _ in range(moves):
+                    dice.choice(self._readers).hang_up(dice.choice(houses))
+                fault()
+                wanted = len(book.acknowledged) + dice.choice(between)
+                wait_for(lambda wanted=wanted: len(book.acknowledged) > wanted, "publishing goes on", 10)  # type: ignore[misc]
+        finally:
+            self.finished.set()
+            for thread in threads:
+                thread.join(10)
+        assert not any(thread.is_alive() for thread in threads)
+
+    def _publish(self, name: str, house: House, keys: Sequence[str | None], seed: int) -> None:
+        own = random.Random(seed)
+        number = 0
+        while not self.finished.wait(own.choice((0, 0.001, 0.01))):
+            self._book.publish(house.manager, own.choice(keys), f"{name} {number}")
+            number += 1
+
+
 @pytest.mark.live
 @pytest.mark.parametrize("seed", [1])
 def test_whatever_happens_at_random_every_client_gets_every_event_once_and_in_the_order_of_the_log(
     persistent: RedisServer, crowd: Crowd, book: Book, seed: int
 ) -> None:
-    dice = random.Random(seed)
     options: dict[str, Any] = {"history_size": 100_000, "queue_events": 100_000}
     houses = [crowd.house(persistent.url, **options) for _ in range(2)]
     elsewhere = crowd.house(persistent.url, **options)
     keys = [("a",), ("b",), ("a", "b"), ("a", "c"), ("c",)]
     readers = [crowd.reader(house, *some) for house in houses for some in keys]
-    finished = threading.Event()
-
-    def work(name: str, house: House, own: random.Random) -> None:
-        number = 0
-        while not finished.wait(own.choice((0, 0.001, 0.01))):
-            book.publish(house.manager, own.choice(("a", "b", "c", None)), f"{name} {number}")
-            number += 1
+    disorder = Disorder(book, readers, seed)
 
     def pause() -> None:
         with persistent.paused():
-            finished.wait(1)
+            disorder.finished.wait(1)
 
     def crash() -> None:
         persistent.kill()
@@ -1081,25 +1128,8 @@ def test_whatever_happens_at_random_every_client_gets_every_event_once_and_in_th
         pause,
         lambda: persistent.cli("CLIENT PAUSE", 1000, "ALL"),
     ]
-    threads = [
-        threading.Thread(target=work, args=(f"publisher {index}", house, random.Random(seed + index)))
-        for index, house in enumerate((*houses, elsewhere, elsewhere))
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        for fault in [*dice.sample(faults, len(faults)), *dice.choices(faults, k=7)]:
-            for _ in range(4):
-                dice.choice(readers).hang_up(dice.choice(houses))
-            fault()
-            so_far = len(book.acknowledged)
-            wanted = dice.choice((1, 20, 100))
-            wait_for(lambda: len(book.acknowledged) > so_far + wanted, "publishing goes on", 10)  # noqa: B023
-    finally:
-        finished.set()
-        for thread in threads:
-            thread.join(10)
-    assert not any(thread.is_alive() for thread in threads)
+    publishers = [*houses, elsewhere, elsewhere]
+    disorder.reign(publishers, ("a", "b", "c", None), faults, more=7, moves=4, between=(1, 20, 100))
     go_on(crowd, book, elsewhere, "last", "a", "b", "c")
     check(book, *readers)
     assert [reader.resets for reader in readers] == [[] for _ in readers], "nothing was lost"
@@ -1118,17 +1148,9 @@ def test_whatever_happens_at_random_every_client_gets_every_event_once_and_in_th
 def test_whatever_is_lost_at_random_every_client_is_told_where_it_begins_anew(
     server: RedisServer, crowd: Crowd, book: Book, seed: int
 ) -> None:
-    dice = random.Random(seed)
     houses = [crowd.house(server.url, history_size=20) for _ in range(2)]
     keys = [("a",), ("b",), ("a", "b")]
     readers = [crowd.reader(house, *some) for house in houses for some in keys]
-    finished = threading.Event()
-
-    def work(name: str, house: House, own: random.Random) -> None:
-        number = 0
-        while not finished.wait(own.choice((0, 0.001, 0.01))):
-            book.publish(house.manager, own.choice(("a", "b", None)), f"{name} {number}")
-            number += 1
 
     def come_back(*, empty: bool) -> None:
         if empty:
@@ -1145,25 +1167,8 @@ def test_whatever_is_lost_at_random_every_client_is_told_where_it_begins_anew(
         *(lambda name=name: server.cli("DEL", f"{{sse}}:{name}") for name in ("log", "keys", "k:a", "all")),
         lambda: server.cli("XTRIM", "{sse}:k:a", "MAXLEN", 3),
     ]
-    threads = [
-        threading.Thread(target=work, args=(f"publisher {index}", house, random.Random(seed + index)))
-        for index, house in enumerate(houses)
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        for fault in [*dice.sample(faults, len(faults)), *dice.choices(faults, k=20)]:
-            for _ in range(3):
-                dice.choice(readers).hang_up(dice.choice(houses))
-            fault()
-            so_far = len(book.acknowledged)
-            wanted = dice.choice((1, 5, 30))
-            wait_for(lambda: len(book.acknowledged) > so_far + wanted, "publishing goes on", 10)  # noqa: B023
-    finally:
-        finished.set()
-        for thread in threads:
-            thread.join(10)
-    assert not any(thread.is_alive() for thread in threads)
+    disorder = Disorder(book, readers, seed)
+    disorder.reign(houses, ("a", "b", None), faults, more=20, moves=3, between=(1, 5, 30))
     go_on(crowd, book, houses[0], "last", "a", "b")
     check(book, *readers, rewound=True)
     for reader in readers:
