@@ -144,7 +144,7 @@ class Bridge:
     # The thread
 
     def _run(self) -> None:
-        from .brokers.redis_link import FAILURES, NotTaken
+        from .brokers.redis_errors import FAILURES, NotTaken
 
         pid = os.getpid()
         try:

@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"errors"},
     {"event", "settings"},
     {"window", "transports.base", "brokers.base"},
-    {"stream", "brokers.memory", "brokers.listener", "brokers.redis_scripts"},
+    {"stream", "brokers.memory", "brokers.listener", "brokers.redis_scripts", "brokers.redis_errors"},
     {"brokers.sqlite", "brokers.redis_link"},
     {"brokers.redis_listener"},
     {"brokers.redis"},
@@ -38,7 +38,7 @@ PACKAGES = {"brokers", "transports"}  # hold nothing but their docstring
 ONLY_IN = {
     "gevent": {"transports.gevent"},
     "greenlet": {"transports.gevent"},
-    "redis": {"brokers.redis_link"},
+    "redis": {"brokers.redis_errors", "brokers.redis_link"},
     "flask": {"extension", "testing", "cli"},
     "werkzeug": {"extension", "testing", "cli"},
     "blinker": {"extension", "testing"},

@@ -20,7 +20,8 @@ from ..errors import BrokerError
 from ..settings import Settings
 from ..transports.base import Waiter, current_runtime
 from .base import BrokerStats, Deliver, Delivery, History, Idle, Position, never_idle
-from .redis_link import Link, NotTaken, Server, broker_error, is_elsewhere, is_permanent, patiently
+from .redis_errors import NotTaken, broker_error, is_elsewhere, is_permanent, patiently
+from .redis_link import Link, Server
 from .redis_listener import Listener
 from .redis_scripts import LEASE, PUBLISH, READ_KEYS, Chain, Names, new_life, read_command, reading
 

@@ -28,7 +28,8 @@ from ..errors import BrokerError
 from ..settings import Settings
 from ..transports.base import Waiter, current_runtime
 from .base import BrokerStats, Delivery, Gap, Life, Position
-from .redis_link import Bell, Link, NotTaken, Server, broker_error, is_permanent
+from .redis_errors import NotTaken, broker_error, is_permanent
+from .redis_link import Bell, Link, Server
 from .redis_scripts import (
     READ_KEYS,
     Chain,
