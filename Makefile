@@ -6,7 +6,9 @@ PORT ?= 5000
 PYTEST_ARGS ?=
 # Test processes. Most tests wait for servers, so there may be more than processors.
 JOBS ?= 3
+# --peers compares with other libraries' servers too. The endurance takes ten minutes for each server by itself.
 BENCH_ARGS ?=
+ENDURANCE_ARGS ?=
 TOX_ARGS ?=
 
 VENV := .venv
@@ -37,8 +39,10 @@ test: test-programs $(VENV)/.with-tests  ## the whole test suite, then again und
 bench: bench-programs $(VENV)/.with-bench  ## what a delivery, an idle client and a broker cost on this machine
 	$(BIN)/python benchmarks/fanout.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/memory.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/views.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/brokers.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/reconnect_storm.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/endurance.py $(ENDURANCE_ARGS)
 
 docs: $(VENV)/.with-docs  ## the documentation, where a warning is an error
 	$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs docs/_build/html

@@ -16,23 +16,10 @@ import sys
 from statistics import median
 
 import stores
-from harness import (
-    KEY,
-    SERVERS,
-    Figure,
-    Published,
-    Running,
-    arguments,
-    machine,
-    medians,
-    open_all,
-    percentile,
-    print_table,
-    running,
-    write_json,
-)
+from harness import KEY, SERVERS, Published, Running, machine, open_all, percentile, running
 from load import BenchmarkError, Load, build
 from publisher import Publisher
+from rounds import Figure, arguments, print_table, take_turns, write_json
 
 FIGURES = (
     Figure("one_publisher", "publishes a second, one publisher", more_is_better=True),
@@ -148,21 +135,24 @@ def main() -> None:
     build()  # before anything is started: a missing compiler shall be told at once
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
 
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in options.servers}
-    # They take turns, so that what else the machine does meets all of them.
-    for _ in range(options.rounds):
-        for name in options.servers:
-            runs[name].append(run(name, options.events, options.paced_events, options.interval, options.size))
-    results = {name: medians(of_server) for name, of_server in runs.items()}
+    runs = take_turns(
+        options.servers,
+        options.rounds,
+        lambda name: run(name, options.events, options.paced_events, options.interval, options.size),
+    )
+    results = runs.medians()
     print_table(
         f"one client; {options.events} events of {options.size} bytes in a loop, then {options.paced_events} every "
         f"{options.interval} s; medians of {options.rounds} runs",
         FIGURES,
         results,
     )
+    for name, reason in runs.absent.items():
+        print(f"\nWithout {SERVERS[name].label}: {reason}")
     print("\nEach event was counted exactly once.")
     settings = {name: getattr(options, name) for name in ("rounds", "events", "paced_events", "interval", "size")}
-    write_json(options.json, {"benchmark": "brokers", **settings, "tables": [{"medians": results, "runs": runs}]})
+    tables = [{"medians": results, "runs": runs.of, "absent": runs.absent}]
+    write_json(options.json, {"machine": machine(), "benchmark": "brokers", **settings, "tables": tables})
 
 
 if __name__ == "__main__":

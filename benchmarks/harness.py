@@ -4,14 +4,14 @@ A new server is a file in ``servers/`` and a row in :data:`SERVERS`. It is start
 127.0.0.1 inherited from here, so no port is guessed and no connection comes too early. What it must answer:
 
 - ``GET /stream?connectKey=bench``: a stream whose first bytes come at once;
-- ``POST /publish?events=..&interval=..&size=..``: see ``servers/endpoint.py``.
+- ``POST /publish?events=..&interval=..&size=..&keys=..`` and ``GET /view``: see ``servers/endpoint.py``.
 
-If its events are kept elsewhere, the environment variable ``BENCHMARK_STORE_URL`` says where.
+If its events are kept elsewhere, the environment variable ``BENCHMARK_STORE_URL`` says where. What it needs beside
+this repository is for ``peers.py``.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import importlib.metadata
@@ -29,16 +29,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from statistics import median
-from typing import Any
 
+import peers
 import psutil
-from load import BenchmarkError, Load, Target
+from load import BUILD, STALL_SECONDS, BenchmarkError, Load, Round, Target
 
 HERE = Path(__file__).resolve().parent
 STREAM = "/stream?connectKey={key}"
 KEY = "bench"
 START_SECONDS = 20.0
+OPENING_SECONDS = 180.0
+ROUND_SECONDS = 180.0
+REACH_TRIES = 10
 STOP_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1
 
@@ -51,12 +53,27 @@ class Server:
         what keeps its events, see ``stores.py``; nothing if they stay in its process.
     ``publisher``
         how another process publishes to its clients, see ``publisher.py``; nothing if none can.
+    ``needs``
+        what has to be there before it can be started, see ``peers.py``.
+    ``peer``
+        whether it is somebody else's: if it cannot be had, or fails at something, that is told, and is no error.
+    ``heartbeats``
+        whether it sends any.
+    ``files``
+        open files that a client costs it.
+    ``publishes``
+        whether it has an endpoint that publishes, as the others do; else each event is a request to it.
     """
 
     label: str
     command: tuple[str, ...]
     store: str = ""
     publisher: str = ""
+    needs: str = ""
+    peer: bool = False
+    heartbeats: bool = True
+    files: int = 1
+    publishes: bool = True
 
 
 def _pywsgi(file: str) -> tuple[str, ...]:
@@ -71,21 +88,42 @@ def _gunicorn(module: str) -> tuple[str, ...]:
     )
 
 
+def _node(file: str) -> tuple[str, ...]:
+    return ("node", file, "{fd}")
+
+
 # The first one chosen is what the others are compared with.
 SERVERS = {
     "handwritten": Server("hand-written", _pywsgi("handwritten.py")),
     "ours": Server("flask_sse_stream", _pywsgi("ours.py")),
+    "plain": Server("plain C", (str(BUILD / "plain"), "{fd}"), needs="plain"),
     "handwritten-gunicorn": Server("hand-written, gunicorn", _gunicorn("handwritten")),
     "ours-gunicorn": Server("flask_sse_stream, gunicorn", _gunicorn("ours")),
-    "flask-sse": Server("Flask-SSE, Redis", _pywsgi("flasksse.py"), "redis", "flask-sse"),
+    "koa-sse-stream": Server("koa-sse-stream", _node("koa_sse_stream.js"), needs="node", peer=True),
+    "egg-sse": Server("egg-sse", _node("egg_sse.js"), needs="node", peer=True),
+    "better-sse": Server("better-sse", _node("better_sse.js"), needs="node", peer=True),
+    "fastify-sse": Server("@fastify/sse", _node("fastify_sse.js"), needs="node", peer=True),
+    "sse-starlette": Server(
+        "sse-starlette", (str(peers.STARLETTE_PYTHON), "sse_starlette_app.py", "{fd}"), needs="starlette", peer=True
+    ),
+    "flask-sse": Server(
+        *("Flask-SSE, Redis", _pywsgi("flasksse.py"), "redis", "flask-sse"),
+        needs="redis",
+        peer=True,
+        heartbeats=False,
+        files=2,
+    ),
+    "nchan": Server("nchan", (sys.executable, "nchan.py", "{fd}", "{port}"), needs="nchan", peer=True, publishes=False),
     "ours-memory": Server("memory://", _pywsgi("ours.py")),
     "ours-sqlite": Server("sqlite://", _pywsgi("ours.py"), "sqlite", "ours"),
     "ours-redis": Server("redis://", _pywsgi("ours.py"), "redis", "ours"),
     "pubsub": Server("bare PUBLISH", _pywsgi("pubsub.py"), "redis", "pubsub"),
     "xread": Server("hand-written, XREAD", _pywsgi("xread.py"), "redis", "xread"),
 }
-IN_PROCESS = tuple(name for name, server in SERVERS.items() if not server.store)
-DEFAULT_SERVERS = ("handwritten", "ours")
+# Those that are asked to publish themselves, or need no process beside them to be published to.
+ALONE = tuple(name for name, server in SERVERS.items() if server.peer or not server.store)
+DEFAULT_SERVERS = ("handwritten", "ours", "plain")
+PEERS = tuple(name for name, server in SERVERS.items() if server.peer)
 
 
 @dataclass(frozen=True)
@@ -113,9 +151,10 @@ class Published:
 class Running:
     """A server that runs, seen from outside."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, *, publishes: bool = True) -> None:
         self.process = process
         self.port = port
+        self.publishes = publishes
 
     def processes(self) -> list[psutil.Process]:
         """The server's process and its workers."""
@@ -134,20 +173,46 @@ class Running:
         """The most resident memory that the server's processes ever had, in bytes."""
         return sum(_peak(process.pid) for process in self.processes())
 
-    def publish(self, events: int, interval: float, size: int, seconds: float = 60.0) -> Published:
-        """Make the server publish, and return when it has."""
+    def publish(self, events: int, interval: float, size: int, seconds: float = 60.0, keys: int = 0) -> Published:
+        """Make the server publish, and return when it has; with ``keys``, each event to so many keys in turn."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=seconds + events * interval)
         try:
-            connection.request("POST", f"/publish?events={events}&interval={interval}&size={size}")
-            response = connection.getresponse()
-            body = response.read()
+            if self.publishes:
+                return self._ask(connection, f"/publish?{events=}&{interval=}&{size=}&{keys=}")
+            return self._tell(connection, events, interval, size, keys)
         except (OSError, HTTPException) as error:
             raise BenchmarkError(f"The server did not publish: {error!r}.") from error
         finally:
             connection.close()
+
+    def _ask(self, connection: HTTPConnection, path: str) -> Published:
+        connection.request("POST", path)
+        response = connection.getresponse()
+        body = response.read()
         if response.status != 200:
             raise BenchmarkError(f"The server answered {response.status} to a publish request.")
         return Published(**json.loads(body))
+
+    def _tell(self, connection: HTTPConnection, events: int, interval: float, size: int, keys: int) -> Published:
+        """What ``servers/endpoint.py`` does, from here."""
+        names = [f"{KEY}-{number}" for number in range(keys)] or [KEY]
+        published = Published([], [])
+        due = time.monotonic()
+        connection.request("GET", "/view")  # it is connected, and known to run, before the first event
+        connection.getresponse().read()
+        for number in range(events):
+            due += interval
+            time.sleep(max(0.0, due - time.monotonic()) if interval else 0.0)
+            published.started.append(time.monotonic_ns())
+            text = f"{number} {published.started[-1]} ".ljust(size, "x")
+            for name in names:
+                connection.request("POST", f"/publish-one?connectKey={name}", text, {"X-EventSource-Event": "tick"})
+                response = connection.getresponse()
+                response.read()
+                if response.status >= 300:
+                    raise BenchmarkError(f"The server answered {response.status} to an event.")
+            published.returned.append(time.monotonic_ns())
+        return published
 
 
 def cpu_seconds(pid: int) -> float:
@@ -188,12 +253,15 @@ def running(
     server: Server, core: int | None = None, ping_seconds: float = 10.0, store_url: str = "memory://"
 ) -> Iterator[Running]:
     """Run a server in a process of its own; it is gone afterwards, whatever happens."""
-    environment = child_environment(BENCHMARK_PING_SECONDS=str(ping_seconds), BENCHMARK_STORE_URL=store_url)
-    with tempfile.TemporaryFile() as log:
+    environment = child_environment(
+        BENCHMARK_PING_SECONDS=str(ping_seconds), BENCHMARK_STORE_URL=store_url, **peers.environment(server.needs)
+    )
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
+        environment["BENCHMARK_SCRATCH"] = scratch
         with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
             port: int = listener.getsockname()[1]
             process = subprocess.Popen(
-                [part.format(fd=listener.fileno()) for part in server.command],
+                [part.format(fd=listener.fileno(), port=port) for part in server.command],
                 cwd=HERE / "servers",
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -203,7 +271,7 @@ def running(
                 preexec_fn=lambda: prepare_child(core),
             )
         try:
-            started = Running(process, port)
+            started = Running(process, port, publishes=server.publishes)
             try:
                 started.publish(events=0, interval=0, size=0, seconds=START_SECONDS)
             except BenchmarkError as error:
@@ -231,12 +299,48 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             worker.kill()
 
 
-def open_all(load: Load, port: int, clients: int) -> float:
-    """Open ``clients`` streams and return the seconds it took; all of them or an error."""
-    opened = load.open(port, clients, [Target(STREAM.format(key=KEY))])
+def open_all(load: Load, port: int, clients: int, keys: int = 0) -> float:
+    """Open ``clients`` streams, of one key or of ``keys`` in turn; return the seconds it took; all or an error."""
+    names = [f"{KEY}-{number}" for number in range(keys)] or [KEY]
+    opened = load.open(port, clients, [Target(STREAM.format(key=name)) for name in names], seconds=OPENING_SECONDS)
     if opened.failed:
         raise BenchmarkError(f"{opened.failed} of {clients} streams did not open: {opened.trouble}.")
     return opened.seconds
+
+
+def reach_all(server: Running, load: Load, keys: int = 0) -> None:
+    """Publish until every client gets it: some are sent the first bytes before they are subscribed."""
+    for _ in range(REACH_TRIES):
+        load.expect(1)
+        server.publish(1, 0, 100, keys=keys)
+        if load.round().least:
+            return
+    raise BenchmarkError(f"After {REACH_TRIES} events there still were clients that had none.")
+
+
+def check(result: Round, clients: int, events: int) -> None:
+    """Refuse figures of a run that lost, doubled or disordered something."""
+    if (result.clients, result.ended, result.least, result.most) != (clients, 0, events, events):
+        raise BenchmarkError(
+            f"{clients} clients were to get {events} events each; they got {result.least} to {result.most}, "
+            f"{result.delivered} in all, and {result.ended} of {result.clients} streams ended."
+        )
+    if (result.numbered, result.lost, result.doubled) != (clients * events, 0, 0):
+        raise BenchmarkError(
+            f"{clients} clients got {events} events each, but not the right ones in order: {result.numbered} had "
+            f"numbers, {result.lost} were passed over and {result.doubled} came again or too late."
+        )
+
+
+def deliver(
+    server: Running, load: Load, clients: int, events: int, interval: float = 0.0, size: int = 100, keys: int = 0
+) -> tuple[Published, Round]:
+    """Publish events and wait until all clients have had each of them once and in order; that, or an error."""
+    load.expect(events, ROUND_SECONDS + events * interval, stall=STALL_SECONDS + interval)
+    published = server.publish(events, interval, size, ROUND_SECONDS, keys)
+    result = load.round()
+    check(result, clients, events)
+    return published, result
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -245,60 +349,8 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[max(0, -int(-percent * len(ordered) // 100) - 1)]
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A row of a table: the name in the results, its heading, and whether more of it is better."""
-
-    name: str
-    heading: str
-    more_is_better: bool = False
-
-
-def medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The median of each figure over several runs."""
-    return {name: median(run[name] for run in runs) for name in runs[0]}
-
-
-def _number(value: float) -> str:
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
-
-
-def print_table(title: str, figures: Sequence[Figure], results: dict[str, dict[str, float]]) -> None:
-    """Print one table: a row for each figure, a column for each server, ratios to the first of them.
-
-    A figure that a server does not have is a dash.
-    """
-    names = list(results)
-    headings = ["", *(SERVERS[name].label for name in names)]
-    rows = []
-    for figure in figures:
-        reference = results[names[0]].get(figure.name, 0)
-        row = [figure.heading]
-        for position, name in enumerate(names):
-            value = results[name].get(figure.name)
-            if value is None:
-                row.append("-")
-                continue
-            cell = _number(value)
-            if position and value > 0 and reference > 0:
-                gain = value / reference if figure.more_is_better else reference / value
-                cell += f"  ({gain:.1f}x better)" if gain >= 1 else f"  ({1 / gain:.1f}x worse)"
-            row.append(cell)
-        rows.append(row)
-    widths = [max(len(row[column]) for row in [headings, *rows]) for column in range(len(headings))]
-    print(f"\n{title}\n")
-    for row in [headings, *rows]:
-        cells = [
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip(), flush=True)
-
-
-def machine() -> dict[str, str]:
-    """What the figures depend on: the processor, the kernel and the versions."""
+def machine(needs: Sequence[str] = ()) -> dict[str, str]:
+    """What the figures depend on: the processor, the kernel and the versions, also of what servers need."""
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -315,20 +367,8 @@ def machine() -> dict[str, str]:
         "kernel": f"{platform.system()} {platform.release().partition('-')[0]}",
         "python": platform.python_version(),
         **versions,
+        **peers.versions(needs),
     }
-
-
-def arguments(
-    description: str, servers: Sequence[str] = IN_PROCESS, default: Sequence[str] = DEFAULT_SERVERS
-) -> argparse.ArgumentParser:
-    """A parser with the options all benchmarks have; ``servers`` are those that can be chosen."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument(
-        "--servers", nargs="+", choices=servers, default=list(default), help="the first is the reference"
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each; the medians are printed")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results of every run to FILE")
-    return parser
 
 
 def allow_files(clients: int, each: int = 1) -> None:
@@ -340,9 +380,3 @@ def allow_files(clients: int, each: int = 1) -> None:
     if most != resource.RLIM_INFINITY and clients * each + 100 > most:
         raise BenchmarkError(f"{clients} clients need more than the {most} open files allowed here.")
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def write_json(file: Path | None, results: dict[str, Any]) -> None:
-    """Write ``results`` with the description of the machine, if a file was asked for."""
-    if file is not None:
-        file.write_text(json.dumps({"machine": machine(), **results}, indent=2) + "\n")

@@ -2,7 +2,7 @@
  * The readers of a benchmark: one process, one epoll, any number of event streams.
  *
  * It exists so that what is measured is the server. It parses no more of an event than it takes to count
- * one, and its cost per delivery is one recv() and a few memchr() calls.
+ * one, and its cost per delivery is one recv(), a few memchr() calls and two numbers.
  *
  * Commands come as lines on standard input, replies leave as one JSON object a line on standard output:
  *
@@ -16,15 +16,21 @@
  *                                    EVENTS events that it missed, or SECONDS have passed
  *   counts                           {"reply": "counts", "least": .., "most": ..}: events of the clients that had
  *                                    fewest and most since they were opened or a round was started
- *   expect EVENTS SECONDS SETTLE     starts a round: {"reply": "armed", "clients": ..} at once, and
+ *   expect EVENTS SECONDS SETTLE STALL
+ *                                    starts a round: {"reply": "armed", "clients": ..} at once, and
  *                                    {"reply": "round", ..} when every client has had EVENTS events and SETTLE
  *                                    seconds more have gone by (an event delivered twice shows up there),
- *                                    or SECONDS have passed
+ *                                    or SECONDS have passed, or STALL without a single event
  *   close                            closes all streams: {"reply": "closed", "clients": ..}
  *
  * Times are nanoseconds of CLOCK_MONOTONIC, which all processes of one machine share. An event is a block
  * with at least one "data:" line, ended by an empty line; comments, "retry:" blocks and chunk framing are
  * not events. The program ends when its standard input does.
+ *
+ * Data may begin with two numbers, as in "data: 17 123456789 xxx": the event's place in its round, from 0, and
+ * when it was published. Of such events a round's reply tells how many came ("numbered"), how many were passed
+ * over ("lost") or came again or too late ("doubled"), and "latency": the nanoseconds that 50, 90, 99, 99.9 and
+ * 100 percent of the deliveries took at most, to some three percent.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -46,11 +52,20 @@
 
 enum { HEAD_BYTES = 8192, RECEIVE_BYTES = 1 << 18, READY = 1024 };
 
+/* One address has some 28,000 ports for connections to one server, those that were just closed among them. */
+enum { CLIENTS_OF_AN_ADDRESS = 4000 };
+
+/* Times are counted in buckets: 32 for each power of two. */
+enum { BUCKETS_OF_A_POWER = 32, BUCKETS = 60 * BUCKETS_OF_A_POWER };
+
 #define STDIN_INDEX UINT32_MAX
 
 enum framing { PLAIN, CHUNK_SIZE, CHUNK_EXTENSION, CHUNK_DATA, CHUNK_END, BODY_OVER };
 
 enum phase { CONNECTING, HEAD, BODY, GONE };
+
+/* What of the two numbers at the beginning of an event's data has been read. */
+enum numbers { NOT_YET, NUMBER, STAMP, ALL_READ, NONE };
 
 struct client {
     int fd;
@@ -59,6 +74,10 @@ struct client {
     int8_t prefix;   /* how much of "data:" this line has matched, -1: the line is something else */
     int8_t has_data; /* the block so far has a data line */
     int8_t opened;   /* it has had what "open" waits for */
+    int8_t numbers;
+    uint32_t number; /* of the event that is being read */
+    uint32_t next;   /* the number that is due */
+    uint64_t stamp;
     uint64_t chunk_left;
     long events; /* of this round, or since it was opened */
     uint32_t target;
@@ -95,7 +114,9 @@ static struct {
     long events;
     uint32_t waiting; /* open clients that have not had them all */
     uint64_t deadline, settle, settled_at;
-    uint64_t delivered;
+    uint64_t stall, latest; /* when the latest event came, or the round began */
+    uint64_t delivered, numbered, lost, doubled, longest;
+    uint64_t latency[BUCKETS];
     uint64_t *first, *last;
     uint32_t *count;
 } counting;
@@ -160,11 +181,38 @@ static void is_open(struct client *client) {
     opening.done++;
 }
 
+static uint32_t bucket(uint64_t nanoseconds) {
+    int power = 63 - __builtin_clzll(nanoseconds | BUCKETS_OF_A_POWER);
+    return (uint32_t)((power - 5) * BUCKETS_OF_A_POWER + (int)(nanoseconds >> (power - 5)));
+}
+
+/* The most that a bucket holds. */
+static uint64_t bound(uint32_t index) {
+    uint32_t power = index / BUCKETS_OF_A_POWER;
+    if (power < 2) return index;
+    return ((uint64_t)(index % BUCKETS_OF_A_POWER + BUCKETS_OF_A_POWER + 1) << (power - 1)) - 1;
+}
+
+static void check_number(struct client *client, uint64_t at) {
+    uint64_t took = at > client->stamp ? at - client->stamp : 0;
+    counting.numbered++;
+    counting.latency[bucket(took)]++;
+    if (took > counting.longest) counting.longest = took;
+    if (client->number < client->next) {
+        counting.doubled++;
+        return;
+    }
+    counting.lost += client->number - client->next;
+    client->next = client->number + 1;
+}
+
 static void count_event(struct client *client, uint64_t at) {
     long index = client->events++;
     if (!client->opened && client->events >= opening.events) is_open(client);
     if (!counting.active) return;
     counting.delivered++;
+    counting.latest = at;
+    if (client->numbers == ALL_READ) check_number(client, at);
     if (index >= counting.events) return;
     if (counting.count[index]++ == 0) counting.first[index] = at;
     counting.last[index] = at;
@@ -174,10 +222,40 @@ static void count_event(struct client *client, uint64_t at) {
     }
 }
 
+/* Takes what it can of the two numbers; a data line may be cut anywhere. Returns where it stopped. */
+static const char *read_numbers(struct client *client, const char *at, const char *end) {
+    while (at < end && client->numbers < ALL_READ) {
+        char character = *at;
+        int digit = character >= '0' && character <= '9' ? character - '0' : -1;
+        switch (client->numbers) {
+        case NOT_YET:
+            if (digit >= 0) {
+                client->numbers = NUMBER;
+                client->number = 0;
+                continue;
+            }
+            if (character != ' ' && character != '"') client->numbers = NONE;
+            break;
+        case NUMBER:
+            if (digit >= 0) client->number = client->number * 10 + (uint32_t)digit;
+            else client->numbers = character == ' ' ? STAMP : NONE;
+            client->stamp = 0;
+            break;
+        default:
+            if (digit >= 0) client->stamp = client->stamp * 10 + (uint64_t)digit;
+            else client->numbers = character == ' ' ? ALL_READ : NONE;
+        }
+        if (client->numbers == NONE) break;
+        at++;
+    }
+    return at;
+}
+
 static void scan(struct client *client, const char *at, const char *end, uint64_t time) {
     static const char field[] = "data:";
     while (at < end) {
         if (client->prefix < 0 || client->prefix == 5) {
+            if (client->prefix == 5 && client->numbers < ALL_READ) at = read_numbers(client, at, end);
             const char *newline = memchr(at, '\n', (size_t)(end - at));
             if (!newline) return;
             at = newline + 1;
@@ -189,6 +267,7 @@ static void scan(struct client *client, const char *at, const char *end, uint64_
             if (client->prefix == 0 && client->has_data) {
                 client->has_data = 0;
                 count_event(client, time);
+                client->numbers = NOT_YET;
             }
             client->prefix = 0;
         } else if (character == '\r' && client->prefix == 0) {
@@ -322,13 +401,19 @@ static void writable(struct client *client, uint32_t index) {
 static void start_one(uint32_t index) {
     struct client *client = &clients[index];
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)opening.port)};
+    struct sockaddr_in source = {.sin_family = AF_INET};
     struct epoll_event interest = {.events = EPOLLOUT, .data.u32 = index};
+    int yes = 1;
     memset(client, 0, sizeof *client);
     client->target = (opening.started - 1) % target_count;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     client->head = need(malloc(HEAD_BYTES + 1));
     client->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (client->fd < 0) fail("no socket for client %u: %s", index, strerror(errno));
+    source.sin_addr.s_addr = htonl(INADDR_LOOPBACK + index / CLIENTS_OF_AN_ADDRESS);
+    /* The port is left to connect(), which may take one that is in use to another destination. */
+    setsockopt(client->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &yes, sizeof yes);
+    if (bind(client->fd, (struct sockaddr *)&source, sizeof source) < 0) fail("bind: %s", strerror(errno));
     if (connect(client->fd, (struct sockaddr *)&address, sizeof address) < 0 && errno != EINPROGRESS) {
         note_trouble(strerror(errno), strlen(strerror(errno)));
         let_go(client);
@@ -362,6 +447,26 @@ static void print_times(const char *name, const uint64_t *times) {
     printf("]");
 }
 
+/* What the two numbers of the events told; a client that was left behind has lost the rest of its events. */
+static void print_numbered(void) {
+    static const double percents[] = {50, 90, 99, 99.9, 100};
+    uint32_t i, at = 0;
+    uint64_t seen = counting.latency[0], lost = counting.lost;
+    for (i = 0; counting.numbered && i < client_count; i++) {
+        if (clients[i].opened && clients[i].next < counting.events) lost += (uint64_t)counting.events - clients[i].next;
+    }
+    printf(", \"numbered\": %llu, \"lost\": %llu, \"doubled\": %llu, \"latency\": [",
+           (unsigned long long)counting.numbered, (unsigned long long)lost, (unsigned long long)counting.doubled);
+    for (i = 0; counting.numbered && i < sizeof percents / sizeof *percents; i++) {
+        while (at < BUCKETS - 1 && (double)seen < percents[i] / 100 * (double)counting.numbered) {
+            seen += counting.latency[++at];
+        }
+        uint64_t most = bound(at) < counting.longest ? bound(at) : counting.longest;
+        printf(i ? ", %llu" : "%llu", (unsigned long long)most);
+    }
+    printf("]");
+}
+
 /* Over every client that was ever open: one that has left still counts with what it had. */
 static uint32_t extremes(long *least, long *most) {
     uint32_t i, seen = 0;
@@ -380,11 +485,15 @@ static void finish_round(void) {
     long least, most;
     if (!counting.active) return;
     uint64_t time = now();
-    if (!(counting.settled_at && time >= counting.settled_at) && time < counting.deadline) return;
+    if (!(counting.settled_at && time >= counting.settled_at) && time < counting.deadline &&
+        time < counting.latest + counting.stall) {
+        return;
+    }
     seen = extremes(&least, &most);
     for (i = 0; i < client_count; i++) ended += clients[i].opened && clients[i].phase == GONE;
     printf("{\"reply\": \"round\", \"clients\": %u, \"ended\": %u, \"delivered\": %llu, \"least\": %ld, \"most\": %ld",
            seen, ended, (unsigned long long)counting.delivered, least, most);
+    print_numbered();
     print_times("first", counting.first);
     print_times("last", counting.last);
     printf("}\n");
@@ -425,7 +534,7 @@ static void command_open(int port, uint32_t count, double seconds, uint32_t at_o
     opening.events = events;
 }
 
-static void command_expect(long events, double seconds, double settle) {
+static void command_expect(long events, double seconds, double settle, double stall) {
     uint32_t i;
     size_t entries = (size_t)events + 1;
     if (opening.active || counting.active) fail("busy");
@@ -435,10 +544,13 @@ static void command_expect(long events, double seconds, double settle) {
     counting.count = need(calloc(entries, sizeof *counting.count));
     counting.events = events;
     counting.settle = (uint64_t)(settle * 1e9);
-    counting.deadline = now() + (uint64_t)(seconds * 1e9);
+    counting.stall = (uint64_t)(stall * 1e9);
+    counting.latest = now();
+    counting.deadline = counting.latest + (uint64_t)(seconds * 1e9);
     counting.active = 1;
     for (i = 0; i < client_count; i++) {
         clients[i].events = 0;
+        clients[i].next = 0;
         if (clients[i].opened && clients[i].phase != GONE) counting.waiting++;
     }
     printf("{\"reply\": \"armed\", \"clients\": %u}\n", counting.waiting);
@@ -471,14 +583,14 @@ static void command(const char *line) {
     int port;
     uint32_t count, at_once;
     long events;
-    double seconds, settle;
+    double seconds, settle, stall;
     char path[1024], id[256];
     if (sscanf(line, "target %1023s %255s", path, id) == 2) {
         command_target(path, id);
     } else if (sscanf(line, "open %d %u %lf %u %ld", &port, &count, &seconds, &at_once, &events) == 5) {
         command_open(port, count, seconds, at_once, events);
-    } else if (sscanf(line, "expect %ld %lf %lf", &events, &seconds, &settle) == 3 && events >= 0) {
-        command_expect(events, seconds, settle);
+    } else if (sscanf(line, "expect %ld %lf %lf %lf", &events, &seconds, &settle, &stall) == 4 && events >= 0) {
+        command_expect(events, seconds, settle, stall);
     } else if (!strcmp(line, "counts")) {
         command_counts();
     } else if (!strcmp(line, "close")) {
@@ -512,6 +624,7 @@ static int patience(void) {
     if (opening.active) due = opening.deadline;
     if (counting.active) {
         due = counting.deadline;
+        if (counting.latest + counting.stall < due) due = counting.latest + counting.stall;
         if (counting.settled_at && counting.settled_at < due) due = counting.settled_at;
     }
     if (!due) return -1;

@@ -1,7 +1,8 @@
 """The readers of a benchmark, driven from Python.
 
-``load.c`` opens the streams and counts what arrives; this module compiles it into ``_build/`` when it is
-missing or older than its source, and turns its commands and replies into methods and values::
+``load.c`` opens the streams and counts what arrives; this module compiles it, as any other C program of the
+benchmarks, into ``_build/`` when it is missing or older than its source, and turns its commands and replies into
+methods and values::
 
     with Load(core=1) as load:
         load.open(port, 1000, [Target("/stream?connectKey=bench")])
@@ -31,6 +32,12 @@ from typing import Any, final
 SOURCE = Path(__file__).with_name("load.c")
 BUILD = Path(__file__).with_name("_build")
 COMPILE_SECONDS = 60.0
+
+# What Round.latency tells of.
+PERCENTS = (50, 90, 99, 99.9, 100)
+
+# When nobody gets anything for so long, though an event was published, there is nothing more to come.
+STALL_SECONDS = 5.0
 
 # So few that no server's listen queue overflows, which would measure how long the kernel waits to try again.
 OPENING_AT_ONCE = 64
@@ -63,7 +70,9 @@ class Round:
     """What the clients got since :meth:`Load.expect`.
 
     ``first[i]`` and ``last[i]`` are when the first and the last client had its event number ``i``; 0 where
-    none had. ``least`` and ``most`` are the events of the clients that got fewest and most.
+    none had. ``least`` and ``most`` are the events of the clients that got fewest and most. The rest is about the
+    ``numbered`` events alone, whose data says which and how old they are (see ``load.c``); ``latency`` has the
+    nanoseconds that :data:`PERCENTS` of the deliveries took at most, and is empty without such events.
     """
 
     clients: int
@@ -71,14 +80,18 @@ class Round:
     delivered: int
     least: int
     most: int
+    numbered: int
+    lost: int
+    doubled: int
+    latency: list[int]
     first: list[int]
     last: list[int]
 
 
-def build() -> Path:
-    """Compile the load program unless that is done already, and return its path."""
-    program = BUILD / "load"
-    if program.exists() and program.stat().st_mtime > SOURCE.stat().st_mtime:
+def build(source: Path = SOURCE) -> Path:
+    """Compile a C program unless that is done already, and return its path."""
+    program = BUILD / source.stem
+    if program.exists() and program.stat().st_mtime > source.stat().st_mtime:
         return program
     if sys.platform != "linux":
         raise BenchmarkError("The benchmarks need Linux: the load client is built on epoll.")
@@ -87,16 +100,16 @@ def build() -> Path:
         raise BenchmarkError("The benchmarks need a C compiler (cc) for their load client; none was found.")
     BUILD.mkdir(exist_ok=True)
     # Into a file of its own and then renamed: two benchmarks may be started at the same time.
-    unfinished = BUILD / f"load.{os.getpid()}"
+    unfinished = BUILD / f"{source.stem}.{os.getpid()}"
     outcome = subprocess.run(
-        [compiler, "-O2", "-o", str(unfinished), str(SOURCE)],
+        [compiler, "-O2", "-o", str(unfinished), str(source)],
         capture_output=True,
         text=True,
         timeout=COMPILE_SECONDS,
         check=False,
     )
     if outcome.returncode != 0:
-        raise BenchmarkError(f"The load client could not be compiled with {compiler}:\n{outcome.stderr}")
+        raise BenchmarkError(f"{source.name} could not be compiled with {compiler}:\n{outcome.stderr}")
     unfinished.replace(program)
     return program
 
@@ -140,14 +153,14 @@ class Load:
         reply = self._reply("open", seconds)
         return Opened(reply["open"], reply["failed"], reply["nanoseconds"] / 1e9, reply["trouble"])
 
-    def expect(self, events: int, seconds: float = 60.0, settle: float = 0.2) -> int:
+    def expect(self, events: int, seconds: float = 60.0, settle: float = 0.2, stall: float = STALL_SECONDS) -> int:
         """Start a round of ``events`` for each client and return the number of clients that take part.
 
         The round is over when everybody had ``events`` events and ``settle`` seconds passed without
-        another one, or after ``seconds``.
+        another one, after ``seconds``, or when not a single event has come for ``stall`` seconds.
         """
         self._round_seconds = seconds
-        self._command(f"expect {events} {seconds} {settle}")
+        self._command(f"expect {events} {seconds} {settle} {stall}")
         clients: int = self._reply("armed", 5.0)["clients"]
         return clients
 

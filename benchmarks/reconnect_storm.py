@@ -16,21 +16,10 @@ import sys
 import time
 
 import stores
-from harness import (
-    SERVERS,
-    STREAM,
-    Cores,
-    Figure,
-    allow_files,
-    arguments,
-    machine,
-    medians,
-    print_table,
-    running,
-    write_json,
-)
+from harness import SERVERS, STREAM, Cores, allow_files, machine, running
 from load import BenchmarkError, Load, Target, build
 from publisher import Publisher
+from rounds import Figure, Figures, arguments, print_table, take_turns, write_json
 
 FIGURES = (
     Figure("last_seconds", "last client has what it missed, s"),
@@ -113,17 +102,15 @@ def main() -> None:
 
     tables = []
     for keys in spreads:
-        runs: dict[str, list[dict[str, float]]] = {name: [] for name in options.servers}
         commands: dict[str, list[dict[str, int]]] = {name: [] for name in options.servers}
-        # The servers take turns, so that what else the machine does meets all of them.
-        for _ in range(options.rounds):
-            for name in options.servers:
-                figures, spent = measure(
-                    name, cores, options.clients, keys, options.earlier, options.missed, options.size
-                )
-                runs[name].append(figures)
-                commands[name].append(spent)
-        results = {name: medians(of_server) for name, of_server in runs.items()}
+
+        def run(name: str, keys: int = keys, commands: dict[str, list[dict[str, int]]] = commands) -> Figures:
+            figures, spent = measure(name, cores, options.clients, keys, options.earlier, options.missed, options.size)
+            commands[name].append(spent)
+            return figures
+
+        runs = take_turns(options.servers, options.rounds, run)
+        results = runs.medians()
         print_table(
             f"{options.clients} clients of {keys} keys come back, {options.missed} events of {options.size} bytes "
             f"missed by each; medians of {options.rounds} runs",
@@ -135,9 +122,9 @@ def main() -> None:
             if spent:
                 told = ", ".join(f"{count} {command}" for command, count in sorted(spent.items()))
                 print(f"Commands in the last run, {SERVERS[name].label}: {told}")
-        tables.append({"keys": keys, "medians": results, "runs": runs, "commands": commands})
+        tables.append({"keys": keys, "medians": results, "runs": runs.of, "commands": commands})
     settings = {name: getattr(options, name) for name in ("rounds", "clients", "earlier", "missed", "size")}
-    write_json(options.json, {"benchmark": "reconnect_storm", **settings, "tables": tables})
+    write_json(options.json, {"machine": machine(), "benchmark": "reconnect_storm", **settings, "tables": tables})
 
 
 if __name__ == "__main__":

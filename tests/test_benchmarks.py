@@ -15,7 +15,8 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 CLIENTS = 20
 EVENTS = 20
-SERVERS = {"handwritten", "ours"}
+# Those that need nothing from a registry.
+SERVERS = {"handwritten", "ours", "plain"}
 
 pytestmark = [
     pytest.mark.live,
@@ -44,32 +45,131 @@ def results(program: str, tmp_path: Path, *options: str) -> tuple[str, list[dict
     return outcome.stdout, written["tables"]
 
 
-def figures(program: str, tmp_path: Path, *options: str) -> tuple[str, dict[str, Any]]:
-    """What a benchmark with clients printed, and the one table it wrote."""
-    printed, (table,) = results(program, tmp_path, "--clients", str(CLIENTS), *options)
-    assert set(table["runs"]) == SERVERS
-    return printed, table
-
-
 def test_fanout_counts_each_event_of_each_client_exactly_once(tmp_path: Path) -> None:
-    printed, table = figures(
-        "fanout.py", tmp_path, "--events", str(EVENTS), "--paced-events", str(EVENTS), "--interval", "0.01"
-    )
-    for heading in ("hand-written", "flask_sse_stream", "deliveries a second", "99th percentile, ms"):
+    options = ["--clients", str(CLIENTS), "--keys", "5", "--events", str(EVENTS), "--interval", "0.01"]
+    printed, (one_key, many_keys) = results("fanout.py", tmp_path, *options)
+    for heading in ("hand-written", "flask_sse_stream", "plain C", "deliveries a second", "99th percentile, ms"):
         assert heading in printed
-    for (result,) in table["runs"].values():
-        assert result["delivered"] == CLIENTS * (EVENTS + EVENTS)
+    assert set(one_key["runs"]) == set(many_keys["runs"]) == SERVERS
+    for (result,) in one_key["runs"].values():
+        assert result["burst_delivered"] == CLIENTS * EVENTS
+        assert result["delivered"] == CLIENTS * 20
         assert min(result.values()) > 0
+    for (result,) in many_keys["runs"].values():
+        assert result["delivered"] == 5 * 5
 
 
 def test_memory_leaves_streams_that_still_get_every_event_once(tmp_path: Path) -> None:
-    printed, table = figures("memory.py", tmp_path, "--seconds", "1")
-    for heading in ("hand-written", "flask_sse_stream", "memory of an idle client, bytes"):
+    options = ["--clients", "10", str(CLIENTS), "--ping-seconds", "1", "--intervals", "1"]
+    printed, (few, many) = results("memory.py", tmp_path, *options)
+    for heading in ("plain C", "memory of an idle client, bytes", "times hand-written; at most 0.7:"):
         assert heading in printed
+    for table in (few, many):
+        assert set(table["runs"]) == SERVERS
+        for (result,) in table["runs"].values():
+            assert result["delivered"] == table["clients"] + 20  # those of the warm-up stay
+            assert result["opening_seconds"] > 0
+            assert ("heartbeat_cpu" in result) is (table is many)
+
+
+def test_views_are_asked_for_while_events_are_sent(tmp_path: Path) -> None:
+    options = ["--clients", "3", str(CLIENTS), "--events", "5", "--interval", "0.05", "--pace", "0.001"]
+    printed, (few, many) = results("views.py", tmp_path, *options, "--published", "5")
+    assert "publish in a loop: one call, many streams to few" in printed
+    for table in (few, many):
+        assert set(table["runs"]) == SERVERS
+        for (result,) in table["runs"].values():
+            assert result["publish_call"] > 0
+            assert ("idle_median" in result) is (table is many)
+    # What a view's latency is measured from.
+    assert any(result["probes"] for (result,) in many["runs"].values())
+
+
+def test_endurance_counts_each_event_and_samples_the_memory(tmp_path: Path) -> None:
+    options = ["--servers", *sorted(SERVERS), "--clients", str(CLIENTS), "--minutes", "0.01", "--interval", "0.05"]
+    printed, (table,) = results("endurance.py", tmp_path, *options)
+    assert "events lost or doubled: 0; at most 0: met" in printed
+    assert set(table["runs"]) == SERVERS
     for (result,) in table["runs"].values():
-        assert result["delivered"] == CLIENTS
-        assert result["opened_per_second"] > 0
-        assert result["heartbeat_cpu"] >= 0
+        assert result["delivered"] == CLIENTS * 12
+        assert 0 < result["start_megabytes"] <= result["most_megabytes"]
+
+
+FAULTY = """
+from gevent import monkey
+monkey.patch_all()
+import endpoint
+add_publish = endpoint.add_publish
+endpoint.add_publish = lambda app, publish: add_publish(app, lambda key, text: FAULT)
+from handwritten import app
+endpoint.serve(app)
+"""
+WITH_FAULTY = """
+import sys
+import harness
+harness.SERVERS["handwritten"] = harness.Server("faulty", (sys.executable, FILE, "{fd}"), peer=PEER)
+import fanout
+sys.argv[1:] = "--clients 20 --keys 0 --rounds 1 --interval 0.01 --servers handwritten ours".split()
+fanout.main()
+"""
+
+
+def run_with_a_server(fault: str, tmp_path: Path, *, peer: bool = False) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "faulty.py").write_text(FAULTY.replace("FAULT", fault))
+    program = tmp_path / "program.py"
+    program.write_text(WITH_FAULTY.replace("FILE", repr(str(tmp_path / "faulty.py"))).replace("PEER", str(peer)))
+    return run(program, PYTHONPATH=os.pathsep.join([str(BENCHMARKS), str(BENCHMARKS.parent)]))
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ('None if text[:2] == "7 " else publish(key, text)', "they got 19 to 19"),
+        ('publish(key, text) or (text[:2] == "7 " and publish(key, text))', "they got 21 to 21"),
+        (
+            'publish(key, "8" + text[1:] if text[:2] == "7 " else text)',
+            "20 were passed over and 20 came again or too late",
+        ),
+        ('publish(key, text.replace(" ", "-"))', "0 had numbers"),
+    ],
+    ids=["loses", "doubles", "confuses", "numberless"],
+)
+def test_a_server_that_is_not_right_is_found_out(fault: str, told: str, tmp_path: Path) -> None:
+    outcome = run_with_a_server(fault, tmp_path)
+    assert outcome.returncode != 0
+    assert told in outcome.stderr
+
+
+def test_a_peer_that_is_not_right_has_no_figures_and_the_others_have(tmp_path: Path) -> None:
+    outcome = run_with_a_server('publish(key, "8" + text[1:] if text[:2] == "7 " else text)', tmp_path, peer=True)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "Without faulty: 20 clients got 20 events each, but not the right ones in order" in outcome.stdout
+    assert "deliveries a second" in outcome.stdout
+
+
+def test_a_peer_that_cannot_be_had_is_told_and_the_others_are_measured(tmp_path: Path) -> None:
+    built = run(BENCHMARKS / "endurance.py", "--clients", "1", "--minutes", "0.001", "--interval", "0.05")
+    assert built.returncode == 0, built.stderr
+    options = ["--clients", "3", "--keys", "0", "--rounds", "1", "--interval", "0.01"]
+    outcome = run(BENCHMARKS / "fanout.py", "--servers", "handwritten", "better-sse", *options, PATH=str(tmp_path))
+    assert outcome.returncode == 0, outcome.stderr
+    assert "better-sse is not there: It needs node; none was found." in outcome.stdout
+    assert "deliveries a second" in outcome.stdout
+
+
+def test_goals_are_judged_by_the_ratios_within_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from rounds import Goal, Runs
+
+    # The machine was slower in the second round, for both.
+    ours, plain = [{"cpu": 3.0}, {"cpu": 10.0}, {"cpu": 3.3}], [{"cpu": 2.0}, {"cpu": 10.0}, {"cpu": 3.0}]
+    runs = Runs({"ours": ours, "plain": plain})
+    verdict = runs.judge("b", Goal("cpu", 1.2, "plain"), "CPU")
+    assert (verdict.value, verdict.met) == (pytest.approx(1.1), True)
+    assert str(verdict) == "(b) CPU: 1.1 times plain C; at most 1.2: met"
+    assert str(runs.judge("b", Goal("cpu", 2), "CPU")) == "(b) CPU: 3.3; at most 2: missed"
+    assert runs.judge("b", Goal("cpu", 1, "nchan"), "CPU") is None
+    assert Runs({"plain": plain}).judge("b", Goal("cpu", 1), "CPU") is None
 
 
 def test_brokers_count_each_event_of_each_publisher_exactly_once(tmp_path: Path) -> None:

@@ -2,7 +2,12 @@
 
 ``POST /publish?events=200&interval=0.05&size=100`` publishes that many events of ``size`` bytes to the key
 ``bench``, ``interval`` seconds apart (0: back to back), and answers with the times at which each publish
-began and returned. :func:`serve` runs an app on the listening socket the benchmark passed on.
+began and returned. With ``&keys=1000`` each event goes to the keys ``bench-0`` to ``bench-999`` in turn, and the
+times are those of the whole turn. ``GET /view`` is an ordinary view. :func:`serve` runs an app on the listening
+socket the benchmark passed on.
+
+The data of an event begins with its number in the request and the time at which it is published: by these the
+load client sees what is lost or doubled, and how old an event is.
 """
 
 from __future__ import annotations
@@ -26,14 +31,20 @@ PING_SECONDS = float(os.environ.get("BENCHMARK_PING_SECONDS", "10"))
 STORE_URL = os.environ.get("BENCHMARK_STORE_URL", "memory://")
 
 
-def add_publish(app: Flask, publish: Callable[[str], object]) -> None:
-    """Add ``POST /publish`` to ``app``; ``publish`` takes the text of one event."""
+def key_names(keys: int) -> list[str]:
+    """The keys that a request for so many means; 0 is the one that all share."""
+    return [f"{KEY}-{number}" for number in range(keys)] or [KEY]
+
+
+def add_publish(app: Flask, publish: Callable[[str, str], object]) -> None:
+    """Add ``POST /publish`` and ``GET /view`` to ``app``; ``publish`` takes a key and the text of one event."""
 
     @app.post("/publish")
     def publish_events() -> Response:
         events = request.args.get("events", 1, type=int)
         interval = round(request.args.get("interval", 0.0, type=float) * 1e9)
-        text = "x" * request.args.get("size", 100, type=int)
+        size = request.args.get("size", 100, type=int)
+        keys = key_names(request.args.get("keys", 0, type=int))
         started, returned = [0] * events, [0] * events
         due = monotonic_ns()
         for number in range(events):
@@ -41,9 +52,15 @@ def add_publish(app: Flask, publish: Callable[[str], object]) -> None:
                 due += interval
                 gevent.sleep(max(0, due - monotonic_ns()) / 1e9)
             started[number] = monotonic_ns()
-            publish(text)
+            text = f"{number} {started[number]} ".ljust(size, "x")
+            for key in keys:
+                publish(key, text)
             returned[number] = monotonic_ns()
         return jsonify(started=started, returned=returned)
+
+    @app.get("/view")
+    def view() -> str:
+        return "an ordinary view\n"
 
 
 def serve(app: Flask) -> None:

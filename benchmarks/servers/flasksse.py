@@ -9,7 +9,7 @@ monkey.patch_all()
 
 from collections.abc import Iterator
 
-from endpoint import KEY, STORE_URL, add_publish, serve
+from endpoint import STORE_URL, add_publish, serve
 from flask import Flask, Response, request, stream_with_context
 from flask_sse import sse
 
@@ -30,7 +30,7 @@ def stream() -> Response:
     return Response(stream_with_context(events()), mimetype="text/event-stream")
 
 
-add_publish(app, lambda text: sse.publish(text, type="tick", channel=KEY))
+add_publish(app, lambda key, text: sse.publish(text, type="tick", channel=key))
 
 if __name__ == "__main__":
     serve(app)

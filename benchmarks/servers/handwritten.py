@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import count
 
-from endpoint import KEY, PING_SECONDS, add_publish, serve
+from endpoint import PING_SECONDS, add_publish, serve
 from flask import Flask, Response, request
 from gevent.queue import Empty, Queue
 
@@ -46,9 +46,9 @@ def stream() -> Response:
     return Response(events(), mimetype="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
-def publish(text: str) -> None:
+def publish(key: str, text: str) -> None:
     frame = f"id: {next(numbers)}\nevent: tick\ndata: {text}\n\n".encode()
-    for queue in listeners[KEY]:
+    for queue in listeners[key]:
         queue.put(frame)
 
 

@@ -7,14 +7,14 @@ from gevent import monkey
 
 monkey.patch_all()
 
-from endpoint import KEY, PING_SECONDS, STORE_URL, add_publish, serve
+from endpoint import PING_SECONDS, STORE_URL, add_publish, serve
 from flask import Flask
 
 from flask_sse_stream import SSE
 
 app = Flask(__name__)
 sse = SSE(app, broker_url=STORE_URL, ping_interval=PING_SECONDS, max_clients=20_000)
-add_publish(app, lambda text: sse.publish(KEY, text, event="tick"))
+add_publish(app, lambda key, text: sse.publish(key, text, event="tick"))
 
 if __name__ == "__main__":
     serve(app)

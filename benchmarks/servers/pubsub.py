@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import redis
-from endpoint import KEY, STORE_URL, add_publish, serve
+from endpoint import STORE_URL, add_publish, serve
 from flask import Flask, Response, request
 
 app = Flask(__name__)
@@ -37,7 +37,7 @@ def stream() -> Response:
     return Response(events(), mimetype="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
-add_publish(app, lambda text: client.publish(KEY, f"event: tick\ndata: {text}\n\n"))
+add_publish(app, lambda key, text: client.publish(key, f"event: tick\ndata: {text}\n\n"))
 
 if __name__ == "__main__":
     serve(app)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import redis
-from endpoint import KEY, PING_SECONDS, STORE_URL, add_publish, serve
+from endpoint import PING_SECONDS, STORE_URL, add_publish, serve
 from flask import Flask, Response, request
 
 app = Flask(__name__)
@@ -51,7 +51,7 @@ def stream() -> Response:
     return Response(events(), mimetype="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
-add_publish(app, lambda text: client.xadd(KEY, {"data": text}, maxlen=1000, approximate=True))
+add_publish(app, lambda key, text: client.xadd(key, {"data": text}, maxlen=1000, approximate=True))
 
 if __name__ == "__main__":
     serve(app)
