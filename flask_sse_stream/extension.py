@@ -24,6 +24,7 @@ from .errors import AccessDenied, SettingsError
 from .event import END_ID, Event
 from .pools import PoolManager, Stats
 from .settings import Settings
+from .shortcut import Shortcut
 from .stream import CloseReason, Stream
 from .wsgi import (
     Source,
@@ -150,6 +151,9 @@ class SSE:
                 methods=["GET", "OPTIONS"],
                 provide_automatic_options=False,
             )
+            if Shortcut.fits(app):
+                is_free = functools.partial(_has_nobody_to_ask, weakref.ref(self))
+                app.wsgi_app = Shortcut(app, manager, _NAME, is_free)  # type: ignore[method-assign]
         _wire_signals(weakref.ref(app), manager)
         app.extensions[_NAME] = manager
         self._managers.append(weakref.ref(manager))
@@ -383,6 +387,11 @@ class _Resumed:
 
     def close(self) -> None:
         self._rest.close()
+
+
+def _has_nobody_to_ask(sse: weakref.ref[SSE]) -> bool:
+    extension = sse()
+    return extension is not None and extension._authorize is None and not stream_opened.receivers
 
 
 def _nothing() -> Sequence[str]:

@@ -22,7 +22,7 @@ from .settings import Settings
 from .stream import CloseReason, Stream
 from .transports.base import Loop, Task, current_runtime
 from .transports.iterator import Body, IteratorTransport
-from .transports.servers import GivenUp, client_socket, cut, give_up, limit_silence, tune
+from .transports.servers import GivenUp, client_socket, cut, give_up, in_one_piece, limit_silence, tune
 
 __all__ = [
     "SSEMiddleware",
@@ -33,6 +33,7 @@ __all__ = [
     "cors_headers",
     "last_event_id",
     "preflight_headers",
+    "requested_keys",
     "respond",
 ]
 
@@ -173,7 +174,8 @@ def _hand_off(
         logger.warning("a stream stays with its server: %s", error)
         return body
     try:
-        write(stream.take() or PING)
+        with in_one_piece(given_up.client):
+            write(stream.take() or PING)
         limit_silence(given_up.client, send_timeout)
         given_up.let_go()
     except BaseException:
@@ -289,9 +291,14 @@ def _query(environ: Environ) -> dict[str, list[str]]:
 
 
 def _requested_keys(settings: Settings, environ: Environ) -> list[str]:
-    keys = _query(environ).get(settings.key_param) or [settings.default_key]
+    keys = requested_keys(settings, environ)
     check_public(settings, keys)
     return keys
+
+
+def requested_keys(settings: Settings, environ: Environ) -> list[str]:
+    """Give the keys that a request's query names, or ``SSE_DEFAULT_KEY``; :class:`ValueError` for a wild query."""
+    return _query(environ).get(settings.key_param) or [settings.default_key]
 
 
 def check_public(settings: Settings, keys: Iterable[str]) -> None:

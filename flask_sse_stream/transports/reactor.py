@@ -11,6 +11,7 @@ It knows neither WSGI nor gevent: ``servers.py`` says whose socket may be taken 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import socket
@@ -26,6 +27,8 @@ from ..stream import CloseReason, Stream
 from .base import Loop, Task
 
 __all__ = ["HandedOff", "Reactor"]
+
+logger = logging.getLogger("flask_sse_stream")
 
 
 def _original(module: str, name: str) -> Any:
@@ -72,19 +75,15 @@ class HandedOff:
         self.rest = b""  # what the socket had no room for
         self.room = False  # whether the socket had room the last time, and is ours to write to
         self.ready = False  # whether a push is of use
-        self.begun = self.busy = self.posted = self.ended = False
+        self.busy = self.posted = self.ended = False
 
     def begin(self) -> None:
         """Serve the socket from here on: the server has written what it had to write."""
-        self.begun = True
         self.stream.transport = self
         self._reactor.soon(self._begin)
 
     def _begin(self) -> None:
-        if self.descriptor < 0:
-            return
-        os.set_blocking(self.descriptor, False)
-        self._reactor.has_room(self)
+        self._reactor.begin(self)
 
     def push(self, chunk: bytes) -> bool:
         """Send what all clients get now, without any queue."""
@@ -181,14 +180,19 @@ class Reactor:
         """
         descriptor = os.dup(client.fileno())
         transport = self._transports[descriptor] = HandedOff(self, stream, descriptor, task)
-        try:
-            # Once: of what happens before it begins one is told then.
-            self._epoll.register(descriptor, select.EPOLLONESHOT)
-        except BaseException:
-            del self._transports[descriptor]
-            _close(descriptor)
-            raise
         return transport
+
+    def begin(self, transport: HandedOff) -> None:
+        """Watch its socket, and send what came while the server had it."""
+        try:
+            self._epoll.register(transport.descriptor, _WATCHED)
+        except OSError:
+            logger.exception("a socket cannot be watched, so its client is sent away to come back")
+            self.peer_left(transport)
+            return
+        transport.room = True
+        transport.ready = self._loop.has_flushers
+        self.send(transport)
 
     def send(self, transport: HandedOff) -> None:
         """Send what the stream has, as far as the socket has room."""
@@ -226,13 +230,6 @@ class Reactor:
         transport.rest = rest
         transport.room = transport.ready = False
         self._epoll.modify(transport.descriptor, _WATCHED | select.EPOLLOUT)
-
-    def has_room(self, transport: HandedOff) -> None:
-        """Send what is waiting, and from here on whatever comes."""
-        transport.room = True
-        transport.ready = self._loop.has_flushers
-        self._epoll.modify(transport.descriptor, _WATCHED)
-        self.send(transport)
 
     def _next(self, transport: HandedOff) -> bytes | None:
         """Give the next bytes of the response; ``b""``: nothing now; ``None``: that was the end."""
@@ -278,14 +275,17 @@ class Reactor:
         """See which sockets have room again, and whose peers have left. The loop's callback: nothing here waits."""
         found = [(self._transports.get(descriptor), events) for descriptor, events in self._epoll.poll(0, _EVENTS)]
         for transport, events in found:
-            if transport is None or not transport.begun or transport.descriptor < 0:
+            if transport is None or transport.descriptor < 0:
                 continue
             if events & ~select.EPOLLOUT:
                 # An end, an error, or bytes that nobody asked for: a client of a stream has nothing more to say.
                 self.peer_left(transport)
             else:
+                transport.room = True
+                transport.ready = self._loop.has_flushers
+                self._epoll.modify(transport.descriptor, _WATCHED)
                 transport.stream.progressed()
-                self.has_room(transport)
+                self.send(transport)
 
 
 os.register_at_fork(after_in_child=Reactor.forked)

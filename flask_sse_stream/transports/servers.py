@@ -11,11 +11,12 @@ import functools
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-__all__ = ["GivenUp", "client_socket", "cut", "give_up", "limit_silence", "tune"]
+__all__ = ["GivenUp", "client_socket", "cut", "give_up", "in_one_piece", "limit_silence", "tune"]
 
+_TCP_CORK: Final = getattr(socket, "TCP_CORK", 3)
 _TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18)
 # gunicorn's gevent_pywsgi worker says "sock", its other workers "socket".
 _KEYS: Final = ("gunicorn.socket", "gunicorn.sock", "werkzeug.socket")
@@ -39,6 +40,7 @@ class GivenUp(NamedTuple):
             # Its number stands for a socket that is connected to nobody, as for one whose client has left: a
             # descriptor of -1, which detach() would leave, gunicorn's gthread takes for an error of its own, and
             # counts the connection twice.
+            os.set_blocking(self.client.fileno(), False)  # and with it every duplicate
             os.dup2(_nobody(), self.client.fileno(), inheritable=False)
 
 
@@ -122,6 +124,22 @@ def limit_silence(client: Any, seconds: float) -> None:
     """
     with contextlib.suppress(OSError):
         client.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, round(seconds * 1000))
+
+
+@contextlib.contextmanager
+def in_one_piece(client: Any) -> Iterator[None]:
+    """Have leave together what is written meanwhile, a response's head and its first bytes: servers send them apart.
+
+    It spares both sides the other packet. And a client whose connection is reset between the two would have fired
+    ``open`` and not know from where to go on.
+    """
+    try:
+        client.setsockopt(socket.IPPROTO_TCP, _TCP_CORK, 1)
+    except OSError:  # a Unix socket
+        yield
+        return
+    yield
+    client.setsockopt(socket.IPPROTO_TCP, _TCP_CORK, 0)
 
 
 def cut(client: Any) -> None:
