@@ -86,7 +86,8 @@ class EventStreamResponse(Response):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         # An iterator without a length, passed through: hooks that measure or rewrite bodies leave it alone.
-        super().__init__(iter(()), content_type="text/event-stream", headers=headers, direct_passthrough=True)
+        self._nothing: Iterable[bytes] = iter(())
+        super().__init__(self._nothing, content_type="text/event-stream", headers=headers, direct_passthrough=True)
         self._manager = manager
         self._keys = keys
         self._source = source
@@ -96,6 +97,10 @@ class EventStreamResponse(Response):
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
         """Begin the stream."""
         source, self._source = self._source, None
+        unwanted = {"content-type"}
+        if self.response is not self._nothing:
+            # A hook took it for a body that it can encode, as Flask-Compress does where it is told to.
+            unwanted.add("content-encoding")
         body = respond(
             self._manager,
             environ,
@@ -103,7 +108,7 @@ class EventStreamResponse(Response):
             keys=self._keys,
             stream=self.__dict__.get("stream"),
             source=source,
-            headers=[item for item in self.headers.to_wsgi_list() if item[0].lower() != "content-type"],
+            headers=[item for item in self.headers.to_wsgi_list() if item[0].lower() not in unwanted],
         )
         # Only where a hook asked to be called at the end: otherwise nothing of the request is kept for so long.
         return ClosingIterator(body, self.close) if self._on_close else body

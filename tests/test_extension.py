@@ -670,3 +670,21 @@ def test_drain_ends_every_stream_with_a_time_to_come_back(app: Flask) -> None:
     assert sse.drain() == 1
     assert reader.to_the_end() == []
     assert (reader.decoder.retry or 0) >= 3000
+
+
+def test_a_hook_that_believes_to_have_encoded_the_body_does_not_say_so(app: Flask) -> None:
+    sse = SSE(app)
+
+    @app.after_request
+    def encode(response: Response) -> Response:
+        response.response = (part for part in response.response)  # type: ignore[union-attr]
+        response.headers["Content-Encoding"] = "br"
+        return response
+
+    @app.get("/one")
+    def one() -> EventStreamResponse:
+        return sse.stream(["x"])
+
+    with app.test_client().get("/one") as response:
+        assert "Content-Encoding" not in response.headers
+        assert b"data: x\n" in next(iter(response.response))  # type: ignore[arg-type]
