@@ -9,6 +9,7 @@ JOBS ?= 3
 # --peers compares with other libraries' servers too. The endurance takes ten minutes for each server by itself.
 BENCH_ARGS ?=
 ENDURANCE_ARGS ?=
+RESULTS ?= benchmarks/_build/results
 TOX_ARGS ?=
 
 VENV := .venv
@@ -37,12 +38,11 @@ test: test-programs $(VENV)/.with-tests  ## the whole test suite, then again und
 	$(BIN)/python -m gevent.monkey --module pytest $(PYTEST_ARGS) -m "not live and not browser" || [ $$? -eq 5 ]
 
 bench: bench-programs $(VENV)/.with-bench  ## what a delivery, an idle client and a broker cost on this machine
-	$(BIN)/python benchmarks/fanout.py $(BENCH_ARGS)
-	$(BIN)/python benchmarks/memory.py $(BENCH_ARGS)
-	$(BIN)/python benchmarks/views.py $(BENCH_ARGS)
-	$(BIN)/python benchmarks/brokers.py $(BENCH_ARGS)
-	$(BIN)/python benchmarks/reconnect_storm.py $(BENCH_ARGS)
-	$(BIN)/python benchmarks/endurance.py $(ENDURANCE_ARGS)
+	mkdir -p $(RESULTS)
+	for program in fanout memory views brokers reconnect_storm; do \
+		$(BIN)/python benchmarks/$$program.py --json $(RESULTS)/$$program.json $(BENCH_ARGS) || exit; done
+	$(BIN)/python benchmarks/endurance.py --json $(RESULTS)/endurance.json $(ENDURANCE_ARGS)
+	@echo "Plots for the docs: $(BIN)/python benchmarks/plot.py $(RESULTS)/*.json"
 
 docs: $(VENV)/.with-docs  ## the documentation, where a warning is an error
 	$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs docs/_build/html

@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from statistics import median
 
-from harness import Running, cpu_seconds, deliver, open_all, percentile, reach_all
+from harness import Running, calm, cpu_seconds, deliver, open_all, percentile, reach_all
 from load import BenchmarkError, Load
 from rounds import Figure, Goal, Report, arguments
 
@@ -52,12 +52,14 @@ def warm_up(server: Running, load: Load, clients: int, size: int, keys: int = 0)
     reach_all(server, load, keys)
     if not keys:
         deliver(server, load, clients, WARM_UP_EVENTS, 0, size)
+    calm(server)
 
 
 def burst(server: Running, load: Load, clients: int, events: int, size: int) -> dict[str, float]:
     """Events back to back."""
     cpu, load_cpu = server.cpu_seconds(), cpu_seconds(load.pid)
     published, result = deliver(server, load, clients, events, 0, size)
+    calm(server)
     cpu, load_cpu = server.cpu_seconds() - cpu, cpu_seconds(load.pid) - load_cpu
     took = (max(result.last) - published.started[0]) / 1e9
     return {

@@ -40,6 +40,8 @@ KEY = "bench"
 START_SECONDS = 20.0
 OPENING_SECONDS = 180.0
 ROUND_SECONDS = 180.0
+CALM_SECONDS = 15.0
+CALM_STEP = 0.1
 REACH_TRIES = 10
 STOP_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1
@@ -341,6 +343,16 @@ def deliver(
     result = load.round()
     check(result, clients, events)
     return published, result
+
+
+def calm(server: Running) -> None:
+    """Wait until the server has nothing left to do: some clean up for long after the last client has everything."""
+    deadline = time.monotonic() + CALM_SECONDS
+    while time.monotonic() < deadline:
+        cpu = server.cpu_seconds()
+        time.sleep(CALM_STEP)
+        if server.cpu_seconds() - cpu < CALM_STEP / 20:
+            return
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -229,3 +230,42 @@ def test_more_clients_than_open_files_are_refused_before_anything_starts() -> No
     outcome = run(BENCHMARKS / "fanout.py", "--clients", str(allowed))
     assert outcome.returncode == 1
     assert "open files allowed here" in outcome.stderr
+
+
+def test_plots_show_every_figure_and_the_page_tells_where_we_lose(tmp_path: Path) -> None:
+    def table(row: str, clients: int, figure: str, ours: float, plain: float) -> dict[str, Any]:
+        return {
+            "row": row,
+            "title": "a table",
+            "clients": clients,
+            "figures": [{"name": figure, "heading": f"{figure}, us", "more_is_better": False}],
+            "labels": {"ours": "flask_sse_stream", "plain": "plain C"},
+            "medians": {"ours": {figure: ours}, "plain": {figure: plain}},
+            "absent": {"nchan": "It needs Debian's nginx; none was found."},
+            "goals": [],
+        }
+
+    tables = [
+        table("a, b", 1000, "paced_cpu_per_delivery", 11, 10),
+        table("c", 10000, "paced_cpu_per_delivery", 7, 8),
+        table("i", 10000, "paced_cpu_per_delivery", 30.5, 30),
+    ]
+    goal = {"row": "b", "heading": "CPU", "against": "plain", "value": 1.1, "at_most": 1.2, "met": True}
+    tables[0]["goals"].append(goal)
+    file = tmp_path / "fanout.json"
+    file.write_text(json.dumps({"benchmark": "fanout", "rounds": 3, "machine": {"node": "20"}, "tables": tables}))
+    plots = tmp_path / "plots"
+    outcome = run(BENCHMARKS / "plot.py", str(file), "--to", str(plots), "--note", "It was busy.")
+    assert outcome.returncode == 0, outcome.stderr
+    assert {path.name for path in plots.iterdir()} == {"b.svg", "c.svg", "i.svg", "measured.inc"}
+    for path in plots.glob("*.svg"):
+        text = "".join(ET.parse(path).getroot().itertext())
+        assert "flask_sse_stream" in text
+        assert "plain C" in text
+    page = (plots / "measured.inc").read_text()
+    assert "fanout (medians of 3 runs): node 20." in page
+    assert "It was busy." in page
+    assert "Without nchan: It needs Debian's nginx" in page
+    assert "1.1 times plain C" in page
+    # Better than ours by more than noise: in the first table alone.
+    assert page.partition("Where we lose")[2].count("- plain C ") == 1
