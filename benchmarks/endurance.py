@@ -34,7 +34,7 @@ FIGURES = (
     Figure("latency_p999", "a client has an event, 99.9th percentile, ms"),
     Figure("latency_most", "a client has an event, the last of all, ms"),
 )
-GOALS = (Goal("lost", 0), Goal("growth", 1.05))
+GOALS = (Goal("endurance", "lost", 0), Goal("endurance", "growth", 1.05))
 
 WARM_UP_EVENTS = 20
 SAMPLES = 100

@@ -41,8 +41,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Goal:
-    """What one of our figures shall be at most: so many times that of the server ``against``, or so much itself."""
+    """What one of our figures shall be at most: so many times that of the server ``against``, or so much itself.
 
+    ``row`` is the letter of the question it belongs to.
+    """
+
+    row: str
     figure: str
     at_most: float
     against: str = ""
@@ -82,7 +86,7 @@ class Runs:
             for name, runs in self.of.items()
         }
 
-    def judge(self, row: str, goal: Goal, heading: str) -> Verdict | None:
+    def judge(self, goal: Goal, heading: str) -> Verdict | None:
         """Hold our figure to a goal; ``None`` where a server or a figure of it is not there.
 
         The ratio is taken within each round and is the median of these: what else the machine does meets both of
@@ -97,7 +101,7 @@ class Runs:
             value = median(one / other for one, other in zip(mine, theirs, strict=True)) if mine else None
         if value is None:
             return None
-        return Verdict(row, goal.figure, heading, goal.against, value, goal.at_most, value <= goal.at_most)
+        return Verdict(goal.row, goal.figure, heading, goal.against, value, goal.at_most, value <= goal.at_most)
 
 
 def take_turns(names: Sequence[str], rounds: int, run: Callable[[str], Figures]) -> Runs:
@@ -278,7 +282,7 @@ class Report:
             }
         )
         headings = {figure.name: figure.heading for figure in figures}
-        verdicts = [runs.judge(row, goal, headings[goal.figure]) for goal in goals]
+        verdicts = [runs.judge(goal, headings[goal.figure]) for goal in goals]
         self.goals([verdict for verdict in verdicts if verdict])
         return runs
 

@@ -32,8 +32,8 @@ PUBLISH_FIGURES = (
     Figure("publish_call", "publish after a pause: one call, us"),
 )
 MANY = 10_000
-VIEW_GOALS = (Goal("added_median", 5), Goal("added_p99", 5))
-PUBLISH_GOALS = (Goal("publish_call_loop", 50), Goal("publish_call", 50))
+VIEW_GOALS = (Goal("f", "added_median", 5), Goal("f", "added_p99", 5))
+PUBLISH_GOALS = (Goal("g", "publish_call_loop", 50), Goal("g", "publish_call", 50))
 # So much may a call take with many streams, compared with few, to count as the same.
 SAME = 1.25
 

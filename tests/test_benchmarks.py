@@ -165,12 +165,12 @@ def test_goals_are_judged_by_the_ratios_within_the_rounds(monkeypatch: pytest.Mo
     # The machine was slower in the second round, for both.
     ours, plain = [{"cpu": 3.0}, {"cpu": 10.0}, {"cpu": 3.3}], [{"cpu": 2.0}, {"cpu": 10.0}, {"cpu": 3.0}]
     runs = Runs({"ours": ours, "plain": plain})
-    verdict = runs.judge("b", Goal("cpu", 1.2, "plain"), "CPU")
+    verdict = runs.judge(Goal("b", "cpu", 1.2, "plain"), "CPU")
     assert (verdict.value, verdict.met) == (pytest.approx(1.1), True)
     assert str(verdict) == "(b) CPU: 1.1 times plain C; at most 1.2: met"
-    assert str(runs.judge("b", Goal("cpu", 2), "CPU")) == "(b) CPU: 3.3; at most 2: missed"
-    assert runs.judge("b", Goal("cpu", 1, "nchan"), "CPU") is None
-    assert Runs({"plain": plain}).judge("b", Goal("cpu", 1), "CPU") is None
+    assert str(runs.judge(Goal("b", "cpu", 2), "CPU")) == "(b) CPU: 3.3; at most 2: missed"
+    assert runs.judge(Goal("b", "cpu", 1, "nchan"), "CPU") is None
+    assert Runs({"plain": plain}).judge(Goal("b", "cpu", 1), "CPU") is None
 
 
 def test_brokers_count_each_event_of_each_publisher_exactly_once(tmp_path: Path) -> None:
