@@ -15,13 +15,14 @@ import logging
 import random
 import time
 import weakref
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from .event import Message
 from .settings import Settings
 from .stream import CloseReason, Lock, Stream
+from .transports.base import Pusher
 
 __all__ = ["Rounds"]
 
@@ -157,27 +158,35 @@ class Rounds:
                 batch.append(self.outbox.popleft())
                 size += len(batch[-1].frame)
         touched: dict[Stream, None] = {}
+        # What is the only news for its streams is sent at once; several events are joined, which costs less.
         alone = len(batch) == 1 and not self.outbox
+        counts = Counter(message.key for message in batch)
         for message in batch:
+            alone_for_key = alone or (counts[message.key] == 1 and None not in counts)
             with self._lock:
                 streams = self._listeners(message.key)
             for start in range(0, len(streams), _SLICE_STREAMS):
                 now = time.monotonic()
-                at_once: list[Stream] = []
+                pushes: defaultdict[Pusher, list[Stream]] = defaultdict(list)
                 with self._lock:
                     if life != self._life:
                         break  # The log began anew: an event of the old one would spoil the cursor of the new.
                     for stream in streams[start : start + _SLICE_STREAMS]:
-                        if alone and stream.pass_by(message):
-                            at_once.append(stream)
+                        pusher = None
+                        if alone_for_key and (alone or len(stream.keys) == 1):
+                            pusher = stream.pass_by(message)
+                        if pusher is not None:
+                            pushes[pusher].append(stream)
                         elif stream.offer(message):
                             touched[stream] = None
                         else:
                             continue
                         stream.last_active = now
                         self.offered_count += 1
-                for stream in self._push(message, at_once, life):
-                    touched[stream] = None
+                for pusher, at_once in pushes.items():
+                    left = pusher.push(at_once, message.chunk)
+                    if left:
+                        touched.update(dict.fromkeys(self._put_back(message, left, life)))
                 yield 0.0
         self._to_wake.extend(touched)
         yield from self._wake()
@@ -187,18 +196,14 @@ class Rounds:
             while [stream for stream in touched if stream.crowded(time.monotonic())]:
                 yield 0.001
 
-    def _push(self, message: Message, streams: list[Stream], life: int) -> list[Stream]:
-        """Have it sent ahead of the queues; give those streams into whose queues it had to go after all."""
-        left = [
-            stream for stream in streams if (transport := stream.transport) is None or not transport.push(message.chunk)
-        ]
-        if left:
-            with self._lock:
-                if life != self._life:
-                    return []  # They have been told that the log began anew.
-                for stream in left:
-                    stream.put_back(message)
-        return left
+    def _put_back(self, message: Message, streams: list[Stream], life: int) -> list[Stream]:
+        """Put what could not be pushed into the queues after all; give the streams that have it."""
+        with self._lock:
+            if life != self._life:
+                return []  # They have been told that the log began anew.
+            for stream in streams:
+                stream.put_back(message)
+        return streams
 
     def _wake(self) -> Iterator[float]:
         while self._to_wake:

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 from .errors import EventError, StreamClosed
 from .event import END_ID, PING, Event, Message, to_text
 from .settings import Settings
-from .transports.base import Transport, Waiter
+from .transports.base import Pusher, Transport, Waiter
 
 __all__ = ["CloseReason", "Lock", "Stream", "StreamOwner"]
 
@@ -294,17 +294,18 @@ class Stream:
         self.cursor = message.seq
         return True
 
-    def pass_by(self, message: Message) -> bool:
-        """Count a message as offered that is about to be pushed by the transport; ``False``: offer it."""
-        if self._queue or self.transport is None or not self.transport.ready or self.reason is not None:
-            return False
-        if message.seq <= self.cursor:
-            return False
-        self.cursor = message.seq
-        return True
+    def pass_by(self, message: Message) -> Pusher | None:
+        """Count a message as offered, and give who is to push it to the client now; ``None``: offer it."""
+        transport = self.transport
+        if self._queue or transport is None or self.reason is not None or message.seq <= self.cursor:
+            return None
+        pusher = transport.ready
+        if pusher is not None:
+            self.cursor = message.seq
+        return pusher
 
     def put_back(self, message: Message) -> None:
-        """Put a message that was passed by, and that the transport did not take, before what has come since."""
+        """Put a message that was passed by, and that could not be pushed, before what has come since."""
         if self.reason not in _DISCARD:
             self._queue.appendleft(message.frame)
             self._bytes += len(message.frame)

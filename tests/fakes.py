@@ -25,14 +25,11 @@ class Clock:
 
 
 class RecordingTransport:
-    ready = False
+    ready = None
 
     def __init__(self) -> None:
         self.wakes = 0
         self.closes = 0
-
-    def push(self, chunk: bytes) -> bool:
-        return False
 
     def wake(self) -> None:
         self.wakes += 1

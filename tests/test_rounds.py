@@ -14,19 +14,18 @@ from flask_sse_stream.stream import CloseReason, Stream
 class PushTransport(RecordingTransport):
     """Has room; what it is pushed it takes, or refuses after ``meanwhile`` has happened."""
 
-    ready = True
-
     def __init__(self) -> None:
         super().__init__()
+        self.ready = self  # type: ignore[assignment]
         self.pushed: list[bytes] = []
         self.takes = True
         self.meanwhile: Callable[[], object] = lambda: None
 
-    def push(self, chunk: bytes) -> bool:
+    def push(self, streams: list[Stream], chunk: bytes) -> list[Stream]:
         self.meanwhile()
         if self.takes:
-            self.pushed.append(chunk)
-        return self.takes
+            self.pushed += [chunk] * len(streams)
+        return [] if self.takes else streams
 
 
 @pytest.fixture
@@ -34,10 +33,10 @@ def house() -> House:
     return House()
 
 
-def listen(house: House) -> tuple[Stream, PushTransport]:
+def listen(house: House, *keys: str) -> tuple[Stream, PushTransport]:
     """A stream that has sent what it began with."""
     transport = PushTransport()
-    stream = house.manager.open(["k"], transport, house.runtime)  # type: ignore[arg-type]
+    stream = house.manager.open(keys or ["k"], transport, house.runtime)  # type: ignore[arg-type]
     house.data(stream)
     return stream, transport
 
@@ -55,6 +54,32 @@ def test_several_events_go_through_the_queue_and_are_joined(house: House) -> Non
     house.manager.publish("k", "x")
     house.manager.publish("k", "y")
     assert house.data(stream) == ["x", "y"]
+    assert transport.pushed == []
+
+
+def test_events_of_different_keys_are_each_sent_ahead_of_the_queues(house: House) -> None:
+    streams = {key: listen(house, key) for key in "abc"}
+    for key in "abc":
+        house.manager.publish(key, key)
+    for key, (stream, transport) in streams.items():
+        assert house.data(stream) == []
+        assert [f"data: {key}\n".encode() in chunk for chunk in transport.pushed] == [True]
+
+
+def test_a_stream_of_several_keys_gets_their_events_joined_and_in_order(house: House) -> None:
+    both, transport = listen(house, "a", "b")
+    _, other = listen(house, "b")
+    house.manager.publish("a", "1")
+    house.manager.publish("b", "2")
+    assert house.data(both) == ["1", "2"]
+    assert (len(transport.pushed), len(other.pushed)) == (0, 1)
+
+
+def test_what_goes_to_all_is_joined_with_what_goes_to_a_key(house: House) -> None:
+    stream, transport = listen(house)
+    house.manager.publish("k", "1")
+    house.manager.publish_all("2")
+    assert house.data(stream) == ["1", "2"]
     assert transport.pushed == []
 
 

@@ -12,25 +12,24 @@ from collections.abc import Callable, Hashable
 from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Flusher", "Loop", "Runtime", "Task", "Transport", "Waiter", "current_runtime"]
+__all__ = ["Flusher", "Loop", "Pusher", "Runtime", "Task", "Transport", "Waiter", "current_runtime"]
 
 T = TypeVar("T")
 
 
+class Pusher(Protocol):
+    """Sends the same bytes to many streams whose queues are empty."""
+
+    def push(self, streams: list[Any], chunk: bytes) -> list[Any]:
+        """Send it now, ahead of their queues; give those streams in whose queues it has to wait. For the flusher."""
+
+
 class Transport(Protocol):
-    """:meth:`wake` and :meth:`close` return at once, and may be called from any thread, greenlet or hub callback.
+    """:meth:`wake` and :meth:`close` return at once, and may be called from any thread, greenlet or hub callback."""
 
-    ``ready``
-        whether :meth:`push` may be of use: never, for most.
-    """
-
-    ready: bool
-
-    def push(self, chunk: bytes) -> bool:
-        """Send these bytes now, ahead of the queue, which is empty; ``False``: they have to wait in it.
-
-        For the flusher.
-        """
+    @property
+    def ready(self) -> Pusher | None:
+        """Who can send to its client now; ``None``, as for most: its own code has to be woken."""
 
     def wake(self) -> None:
         """The stream has something to say, or has ended."""

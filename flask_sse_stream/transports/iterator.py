@@ -22,15 +22,11 @@ class IteratorTransport:
 
     __slots__ = ("_cut", "waiter")
 
-    ready = False
+    ready = None  # only the server's code writes
 
     def __init__(self, waiter: Waiter, cut: Callable[[], None] | None = None) -> None:
         self.waiter = waiter
         self._cut = cut
-
-    def push(self, chunk: bytes) -> bool:
-        """Only the server's code writes."""
-        return False
 
     def wake(self) -> None:
         """Let the server's code come back for more."""

@@ -74,7 +74,7 @@ class HandedOff:
         self.task = task
         self.rest = b""  # what the socket had no room for
         self.room = False  # whether the socket had room the last time, and is ours to write to
-        self.ready = False  # whether a push is of use
+        self.ready: Reactor | None = None
         self.busy = self.posted = self.ended = False
 
     def begin(self) -> None:
@@ -84,22 +84,6 @@ class HandedOff:
 
     def _begin(self) -> None:
         self._reactor.begin(self)
-
-    def push(self, chunk: bytes) -> bool:
-        """Send what all clients get now, without any queue."""
-        if not self.ready or self.busy or get_ident() != self._reactor.thread:
-            return False
-        try:
-            sent = os.write(self.descriptor, chunk)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._reactor.peer_left(self)
-            return True
-        if sent != len(chunk):
-            self.stream.writing_since = time.monotonic()
-            self._reactor.wait_for_room(self, chunk[sent:])
-        return True
 
     def wake(self) -> None:
         """Send what the stream has, now if this is the loop's thread, else as soon as that comes to it."""
@@ -190,8 +174,7 @@ class Reactor:
             logger.exception("a socket cannot be watched, so its client is sent away to come back")
             self.peer_left(transport)
             return
-        transport.room = True
-        transport.ready = self._loop.has_flushers
+        self.has_room(transport)
         self.send(transport)
 
     def send(self, transport: HandedOff) -> None:
@@ -228,8 +211,36 @@ class Reactor:
     def wait_for_room(self, transport: HandedOff, rest: bytes) -> None:
         """Send ``rest``, and what comes after it, when the socket has room again."""
         transport.rest = rest
-        transport.room = transport.ready = False
+        transport.room, transport.ready = False, None
         self._epoll.modify(transport.descriptor, _WATCHED | select.EPOLLOUT)
+
+    def has_room(self, transport: HandedOff) -> None:
+        """Note that its socket takes bytes."""
+        transport.room = True
+        transport.ready = self if self._loop.has_flushers else None
+
+    def push(self, streams: list[Stream], chunk: bytes) -> list[Stream]:
+        """Send what all of them get now, without any queue. For the flusher, in whatever thread it runs."""
+        if get_ident() != self.thread:
+            return streams
+        write, size = os.write, len(chunk)
+        left = []
+        for stream in streams:
+            transport = stream.transport
+            if type(transport) is not HandedOff or not transport.room or transport.busy:
+                left.append(stream)
+                continue
+            try:
+                sent = write(transport.descriptor, chunk)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.peer_left(transport)
+                continue
+            if sent != size:
+                stream.writing_since = time.monotonic()
+                self.wait_for_room(transport, chunk[sent:])
+        return left
 
     def _next(self, transport: HandedOff) -> bytes | None:
         """Give the next bytes of the response; ``b""``: nothing now; ``None``: that was the end."""
@@ -251,7 +262,7 @@ class Reactor:
         descriptor, transport.descriptor = transport.descriptor, -1
         if descriptor < 0:
             return
-        transport.room = transport.ready = False
+        transport.room, transport.ready = False, None
         del self._transports[descriptor]
         # Before it is closed: what the server may still hold of the same connection would keep it in the epoll, and
         # a number that is used again must not get what is meant for this one.
@@ -281,8 +292,7 @@ class Reactor:
                 # An end, an error, or bytes that nobody asked for: a client of a stream has nothing more to say.
                 self.peer_left(transport)
             else:
-                transport.room = True
-                transport.ready = self._loop.has_flushers
+                self.has_room(transport)
                 self._epoll.modify(transport.descriptor, _WATCHED)
                 transport.stream.progressed()
                 self.send(transport)
