@@ -182,5 +182,7 @@ def _run(*command: str, directory: Path | None = None) -> None:
         command, cwd=directory, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
     )
     if outcome.returncode != 0:
-        said = (outcome.stderr.strip() or outcome.stdout.strip() or "nothing").splitlines()[-1]
+        lines = (outcome.stderr.strip() or outcome.stdout.strip() or "nothing").splitlines()
+        # What went wrong comes first, and where a log of it is comes last.
+        said = next((line for line in lines if "err" in line.lower()), lines[-1])
         raise BenchmarkError(f"{Path(command[0]).name} {command[1]} failed and said: {said}")

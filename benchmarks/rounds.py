@@ -92,7 +92,8 @@ class Runs:
         The ratio is taken within each round and is the median of these: what else the machine does meets both of
         a round, while it may change from one round to the next.
         """
-        mine = [run[goal.figure] for run in self.of.get(OURS, ()) if goal.figure in run]
+        ours = self.of.get(OURS) or self.of.get(f"{OURS}-gunicorn") or []
+        mine = [run[goal.figure] for run in ours if goal.figure in run]
         value = median(mine) if mine else None
         if goal.against:
             theirs = [run[goal.figure] for run in self.of.get(goal.against, ()) if goal.figure in run]
@@ -263,10 +264,10 @@ class Report:
         if not runs.of:
             raise BenchmarkError(f"No server could be measured. {' '.join(runs.absent.values())}")
         results = runs.medians()
-        print_table(f"({row}) {title}; medians of {self._rounds} runs", figures, results)
+        shown = [figure for figure in figures if any(figure.name in of_server for of_server in results.values())]
+        print_table(f"({row}) {title}; medians of {self._rounds} runs", shown, results)
         for name, reason in runs.absent.items():
             print(f"\nWithout {SERVERS[name].label}: {reason}")
-        shown = [figure for figure in figures if any(figure.name in of_server for of_server in results.values())]
         self._results["tables"].append(
             {
                 "row": row,
