@@ -216,6 +216,11 @@ def describe(found: Sequence[Group]) -> str:
     return " ".join(told)
 
 
+def place(row: str, table: Json) -> str:
+    """Where a figure is from. The letter has no parentheses, which would begin a list in reStructuredText."""
+    return f"{row}: {table['clients']:,} {'keys' if table['row'] == 'i' else 'clients'}"
+
+
 def losses(results: Sequence[Json]) -> list[tuple[str, str, str, str]]:
     """Every figure of every table in which some server does better than ours: table, figure, ours, theirs."""
     found = []
@@ -233,9 +238,7 @@ def losses(results: Sequence[Json]) -> list[tuple[str, str, str, str]]:
                 if value > mine[name] * NOISE if more else value * NOISE < mine[name]:
                     better.append(f"{table['labels'][server]} {number(value)}")
             if better:
-                kind = "keys" if table["row"] == "i" else "clients"
-                about = f"({table['row']}) {table['clients']:,} {kind}"
-                found.append((about, figure["heading"], number(mine[name]), ", ".join(better)))
+                found.append((place(table["row"], table), figure["heading"], number(mine[name]), ", ".join(better)))
     return found
 
 
@@ -274,7 +277,7 @@ def page(results: Sequence[Json], drawn: dict[str, list[Group]], note: str) -> s
             lines += [f".. image:: _static/benchmarks/{chart.row}.svg", f"    :alt: {describe(drawn[chart.row])}", ""]
     judged = [
         (
-            f"({verdict['row']}) {table['clients']:,} clients",
+            place(verdict["row"], table),
             verdict["heading"],
             f"{number(verdict['value'])} times {table['labels'][verdict['against']]}"
             if verdict["against"]
@@ -288,7 +291,8 @@ def page(results: Sequence[Json], drawn: dict[str, list[Group]], note: str) -> s
     if judged:
         lines += [".. rubric:: Goals", "", *rows(("Table", "What", "Measured", "At most", "Outcome"), judged)]
     lost = losses(results)
-    lines += [".. rubric:: Where we lose", ""]
+    title = "Where we lose"
+    lines += [title, "-" * len(title), ""]
     if lost:
         lines += [EVERY_LOSS, "", *rows(("Table", "Figure", "Ours", "Better"), lost)]
     else:
