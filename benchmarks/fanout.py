@@ -1,6 +1,6 @@
 """How fast, and at what cost, one event reaches all clients of a key, and how many keys of one client each.
 
-    python benchmarks/fanout.py                         about ten minutes
+    python benchmarks/fanout.py                         about seven minutes
     python benchmarks/fanout.py --clients 1000 --keys 0 --rounds 5 --json fanout.json
     python benchmarks/fanout.py --peers                 other libraries' servers too; what they need is installed
 

@@ -1,6 +1,6 @@
 """What an idle client costs: memory of the server's process, the opening of its stream, heartbeats.
 
-    python benchmarks/memory.py                         about ten minutes
+    python benchmarks/memory.py                         about seven minutes
     python benchmarks/memory.py --clients 10000 --rounds 5 --json memory.json
 
 Each run is a fresh server on its own core. A few streams are opened first and stay, so that what a server loads
