@@ -1,10 +1,11 @@
-"""What the benchmarks share: the table of servers, running one of them, reading its costs, printing figures.
+"""What the benchmarks share: the table of servers, running one of them, reading its costs, counting what it delivers.
 
 A new server is a file in ``servers/`` and a row in :data:`SERVERS`. It is started with a listening socket on
 127.0.0.1 inherited from here, so no port is guessed and no connection comes too early. What it must answer:
 
 - ``GET /stream?connectKey=bench``: a stream whose first bytes come at once;
-- ``POST /publish?events=..&interval=..&size=..&keys=..`` and ``GET /view``: see ``servers/endpoint.py``.
+- ``POST /publish?events=..&interval=..&size=..&keys=..`` and ``GET /view``: see ``servers/endpoint.py``; or, if it
+  cannot publish by itself, ``POST /publish-one?connectKey=bench`` with the data of one event.
 
 If its events are kept elsewhere, the environment variable ``BENCHMARK_STORE_URL`` says where. What it needs beside
 this repository is for ``peers.py``.
