@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from _queue import Empty, SimpleQueue
-from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from types import TracebackType
@@ -148,7 +147,7 @@ class Stream:
         self.room: Waiter | None = None  # where a producer of this stream's own waits while the queue is full
         self.opened = self.last_active = time.monotonic()
         self.writing_since = 0.0  # when its transport took bytes that it has not come back from; 0.0: it waits
-        self._queue: deque[bytes] = deque()
+        self._queue: list[bytes] = []  # an empty deque takes 700 bytes more, and most queues are empty
         self._bytes = 0
         self._uncounted = 0  # frames at the queue's head that the bounds do not count: the replay
         self._patience = _PATIENCE
@@ -307,7 +306,7 @@ class Stream:
     def put_back(self, message: Message) -> None:
         """Put a message that was passed by, and that could not be pushed, before what has come since."""
         if self.reason not in _DISCARD:
-            self._queue.appendleft(message.frame)
+            self._queue.insert(0, message.frame)
             self._bytes += len(message.frame)
 
     def put_first(self, frames: list[bytes]) -> None:
@@ -315,7 +314,7 @@ class Stream:
 
         Its frames are shared with the windows, and a client that has a long history to catch up on is not slow.
         """
-        self._queue.extendleft(reversed(frames))
+        self._queue[:0] = frames
         self._uncounted = len(frames)
 
     def put_reset(self, frame: bytes, head: int) -> None:
@@ -412,16 +411,17 @@ class Stream:
                 self.writing_since = 0.0
                 return [] if self.reason is None else None
             self._patience = _PATIENCE
-            frames: list[bytes] = []
-            size = 0
-            while queue and (not frames or size + len(queue[0]) <= _WRITE_BYTES):
-                frame = queue.popleft()
-                frames.append(frame)
+            count = size = 0
+            for frame in queue:
+                if count and size + len(frame) > _WRITE_BYTES:
+                    break
+                count += 1
                 size += len(frame)
-                if self._uncounted:
-                    self._uncounted -= 1
-                else:
-                    self._bytes -= len(frame)
+            frames = queue[:count]
+            del queue[:count]
+            counted = frames[self._uncounted :] if self._uncounted else frames
+            self._uncounted -= count - len(counted)
+            self._bytes -= sum(map(len, counted))
             self.writing_since = time.monotonic()
         if self.room is not None:
             self.room.wake()
