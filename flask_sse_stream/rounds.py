@@ -19,7 +19,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from .event import Message
+from .event import PING, Message, chunk
 from .settings import Settings
 from .stream import CloseReason, Lock, Stream
 from .transports.base import Pusher
@@ -32,6 +32,9 @@ _SLICE_SECONDS: Final = 0.001
 _SLICE_STREAMS: Final = 64  # between two looks at the clock
 _PASS_MESSAGES: Final = 64  # offered before their streams are woken
 _PASS_BYTES: Final = 256 * 1024
+_SHORTEST_REST: Final = 0.02
+_LONGEST_REST: Final = 0.1
+_PING_CHUNK: Final = chunk(PING)
 _ABSENT: Final = object()
 
 
@@ -225,6 +228,7 @@ class Rounds:
         interval, patience = self._settings.ping_interval, self._settings.send_timeout
         now = time.monotonic()
         while self._silences and self._silences[0][0] <= now:
+            pushes: defaultdict[Pusher, list[Stream]] = defaultdict(list)
             with self._lock:
                 for _ in range(_SLICE_STREAMS):
                     if not self._silences or self._silences[0][0] > now:
@@ -237,10 +241,16 @@ class Rounds:
                     if stream.last_active + interval <= now:
                         if stream.writing_since and now - stream.writing_since > patience:
                             self._to_close.append((stream, CloseReason.STALLED))
+                        elif (pusher := stream.pusher()) is not None:
+                            pushes[pusher].append(stream)
                         elif stream.put_ping():
                             self._to_wake.append(stream)
                         stream.last_active = now
                     heapq.heapreplace(self._silences, (stream.last_active + interval, number, reference))
+            for pusher, streams in pushes.items():
+                left = pusher.push(streams, _PING_CHUNK)
+                with self._lock:
+                    self._to_wake.extend(stream for stream in left if stream.put_ping())
             yield 0.0
 
     def _end_the_old(self) -> Iterator[float]:
@@ -276,5 +286,7 @@ class Rounds:
                 due.append(self._ages[0][0])
             if self._lingering:
                 due.append(self._lingering[0][0])
-        # Not more often than every 20 ms: thousands of streams would have a moment each.
-        return max(min(due) - time.monotonic(), 0.02) if due else None
+        # Thousands of streams would have a moment each: what falls due within a hundredth of the interval is done
+        # together.
+        rest = min(max(self._settings.ping_interval / 100, _SHORTEST_REST), _LONGEST_REST)
+        return max(min(due) - time.monotonic(), rest) if due else None

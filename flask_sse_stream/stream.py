@@ -293,12 +293,14 @@ class Stream:
         self.cursor = message.seq
         return True
 
+    def pusher(self) -> Pusher | None:
+        """Give who can send to the client now, since nothing is waiting."""
+        transport = self.transport
+        return None if self._queue or transport is None or self.reason is not None else transport.ready
+
     def pass_by(self, message: Message) -> Pusher | None:
         """Count a message as offered, and give who is to push it to the client now; ``None``: offer it."""
-        transport = self.transport
-        if self._queue or transport is None or self.reason is not None or message.seq <= self.cursor:
-            return None
-        pusher = transport.ready
+        pusher = self.pusher() if message.seq > self.cursor else None
         if pusher is not None:
             self.cursor = message.seq
         return pusher

@@ -118,6 +118,22 @@ def test_an_event_of_the_old_log_does_not_follow_the_news_of_the_new_one(house: 
     assert stream.cursor == 7
 
 
+def test_a_heartbeat_is_sent_ahead_of_an_empty_queue_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    house = House(ping_interval=10.0)
+    stream, transport = listen(house)
+    clock.now += 10.0
+    house.flush()
+    assert transport.pushed == [b"8\r\n: ping\n\n\r\n"]
+    transport.takes = False
+    transport.meanwhile = lambda: stream.send("x")
+    clock.now += 10.0
+    assert house.data(stream) == ["x"], "who has something to say needs no heartbeat"
+    transport.meanwhile = lambda: None
+    clock.now += 10.0
+    assert house.take(stream) == b": ping\n\n"
+
+
 def test_streams_that_fall_due_at_the_same_moment_all_get_their_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     house = House(ping_interval=10.0, max_age=None)
