@@ -245,6 +245,32 @@ def test_streams_that_were_handed_off_cost_no_greenlet(manager: PoolManager, ser
     assert manager.stats().closed == {"peer": 51}
 
 
+def test_an_idle_client_is_five_objects_for_the_collector_of_garbage(
+    manager: PoolManager, serve: Callable[..., Server]
+) -> None:
+    # Its pauses grow with them. A tuple and a weak reference are for the heartbeats.
+    manager = PoolManager(Settings())
+    server = serve(manager)
+    descriptors: list[int] = []
+
+    def open_some(number: int) -> int:
+        for _ in range(number):
+            client = server.connect()
+            read_some(client, b": open")
+            descriptors.append(client.detach())
+        wait_for(lambda: handed_off() == len(descriptors) == len(server.handled), "the server's greenlets have ended")
+        gevent.sleep(0)
+        gc.collect()
+        return len(gc.get_objects())
+
+    open_some(50)  # and what is made once
+    before = open_some(1)
+    assert open_some(200) - before < 200 * 5.5
+    for descriptor in descriptors:
+        os.close(descriptor)
+    manager.shutdown()
+
+
 @pytest.mark.parametrize("how", ["closes", "resets", "shuts its side", "says something"])
 def test_a_peer_that_leaves_or_says_what_nobody_asked_for_is_gone_at_once(
     how: str, manager: PoolManager, serve: Callable[..., Server]
