@@ -157,7 +157,7 @@ class SSE:
                 provide_automatic_options=False,
             )
             if Shortcut.fits(app):
-                is_free = functools.partial(_has_nobody_to_ask, weakref.ref(self))
+                is_free = functools.partial(_has_nobody_to_ask, weakref.ref(self), weakref.ref(app))
                 app.wsgi_app = Shortcut(app, manager, _NAME, is_free)  # type: ignore[method-assign]
         _wire_signals(weakref.ref(app), manager)
         app.extensions[_NAME] = manager
@@ -394,9 +394,9 @@ class _Resumed:
         self._rest.close()
 
 
-def _has_nobody_to_ask(sse: weakref.ref[SSE]) -> bool:
+def _has_nobody_to_ask(sse: weakref.ref[SSE], app: weakref.ref[Flask]) -> bool:
     extension = sse()
-    return extension is not None and extension._authorize is None and not stream_opened.receivers
+    return extension is not None and extension._authorize is None and not stream_opened.has_receivers_for(app())
 
 
 def _nothing() -> Sequence[str]:

@@ -19,7 +19,6 @@ no framework.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import random
@@ -27,21 +26,23 @@ import re
 import secrets
 import time
 import weakref
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from .brokers.base import Broker, BrokerStats, Delivery, Gap, History, Life, broker_from_url
+from .brokers.base import Broker, BrokerStats, Delivery, Life, broker_from_url
 from .errors import BrokerError, EventError, StreamsFull
-from .event import END_ID, Event, Message, encode_json, retry_block, to_text
+from .event import END_ID, Event, encode_json, retry_block, to_text
+from .intake import Intake
+from .listeners import Listeners
 from .rounds import Rounds
 from .settings import Settings
 from .stream import CloseReason, Lock, Stream
 from .transports.base import Flusher, Runtime, Transport, current_runtime
 from .window import Windows
 
-__all__ = ["MAX_KEYS", "Hooks", "Pool", "PoolManager", "Stats", "check_key"]
+__all__ = ["MAX_KEYS", "Hooks", "PoolManager", "Stats", "check_key"]
 
 logger = logging.getLogger("flask_sse_stream")
 
@@ -69,33 +70,6 @@ def check_key(key: Any, called: str = "key") -> str:
     if bad is not None:
         raise EventError(f"{called} must not contain {bad.group()!r}: no control character, no lone surrogate")
     return key
-
-
-class Pool:
-    """The streams that listen to one key. It vanishes with its last stream."""
-
-    __slots__ = ("_snapshot", "key", "streams")
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self.streams: dict[Stream, None] = {}
-        self._snapshot: tuple[Stream, ...] | None = None
-
-    def add(self, stream: Stream) -> None:
-        """Take a stream in."""
-        self.streams[stream] = None
-        self._snapshot = None
-
-    def discard(self, stream: Stream) -> None:
-        """Let a stream go."""
-        self.streams.pop(stream, None)
-        self._snapshot = None
-
-    def snapshot(self) -> tuple[Stream, ...]:
-        """Give the streams of this moment, for a pass that others may join and leave meanwhile."""
-        if self._snapshot is None:
-            self._snapshot = tuple(self.streams)
-        return self._snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,16 +147,15 @@ class PoolManager:
         self._broker.start(self.deliver, self._idle)
         size, ttl = self.settings.history_size, self.settings.history_ttl
         self._windows = Windows(size, ttl, fetched=self._broker.remembers)
-        self._pools: dict[str, Pool] = {}
-        self._everybody: tuple[Stream, ...] | None = None  # those that have keys
-        self._inbox: deque[Delivery] = deque()
-        self._rounds = Rounds(self.settings, self.lock, self._listeners, self._tell_dropped)
+        self._listeners = Listeners()
+        self._rounds = Rounds(self.settings, self.lock, self._listeners.of, self._tell_dropped)
+        self._intake = Intake(self.lock, self._windows, self._listeners, self._rounds, self._wake_flusher)
         self._flusher: Flusher | None = None
         self._flusher_lock = Lock(lambda: None)
         self._warned = False
         self._holder = secrets.token_hex(8)
         self._leases: set[str] = set()
-        self._opened = self._refused = self._published = self._replayed = self._resets = 0
+        self._opened = self._refused = self._published = self._replayed = 0
         self._closed: Counter[str] = Counter()
 
     @property
@@ -313,7 +286,7 @@ class PoolManager:
     def _idle(self, keys: Sequence[str]) -> Sequence[str]:
         """Say which keys nobody here has needed for a while. For the broker."""
         with self.lock:
-            return self._windows.forget_idle(keys, time.monotonic(), self._pools)
+            return self._windows.forget_idle(keys, time.monotonic(), self._listeners)
 
     def _give_turn(self) -> None:
         best, since = len(self._rounds.outbox), time.monotonic()
@@ -335,22 +308,13 @@ class PoolManager:
 
     def deliver(self, delivery: Delivery) -> None:
         """Take the next message of the log. For the broker; from any thread, never waits, never raises."""
-        self._inbox.append(delivery)
-        self._absorb()
+        self._intake.deliver(delivery)
 
     def _absorb(self) -> None:
-        """Move what was delivered into the windows and the outbox, unless somebody else is about to."""
-        work = False
-        while self._inbox:
-            if not self.lock.try_acquire():
-                break  # Who holds the lock comes here when letting go.
-            try:
-                while self._inbox:
-                    work = self._take_in(self._inbox[0]) or work
-                    self._inbox.popleft()
-            finally:
-                self.lock.release()
-        if work and self._flusher is not None:
+        self._intake.absorb()
+
+    def _wake_flusher(self) -> None:
+        if self._flusher is not None:
             self._flusher.wake()
 
     def _know_the_log(self) -> None:
@@ -359,77 +323,13 @@ class PoolManager:
             return
         position = self._outside(lambda: self._broker.cover((), (), None))
         with self.lock:
-            self._take_all_in()
+            self._intake.take_all()
             if self._windows.epoch is None:
-                self._enter(Life(position.epoch, position.head))
-
-    def _take_all_in(self) -> None:
-        while self._inbox:
-            self._take_in(self._inbox[0])
-            self._inbox.popleft()
-
-    def _take_in(self, message: Delivery) -> bool:
-        """Give one message its place here; say whether somebody listens."""
-        if not isinstance(message, Message):
-            return self._take_news(message)
-        if message.epoch != self._windows.epoch:
-            self._enter(Life(message.epoch, message.seq - 1))
-        if not self._windows.add(message, time.monotonic(), self._pools):
-            return False  # delivered again
-        if message.key in self._pools if message.key is not None else self._pools:
-            self._rounds.outbox.append(message)
-            return True
-        return False
-
-    def _take_news(self, news: Gap | History | Life) -> bool:
-        if isinstance(news, Gap):
-            return self._tell_gap(news)
-        if isinstance(news, Life):
-            if not self._windows.live_on(news.epoch, news.earlier):
-                self._enter(news)
-        elif news.epoch == self._windows.epoch:
-            self._windows.reach(news.head)
-            self._windows.complete_with(news.key, news.floor, news.messages, time.monotonic())
-        return False
-
-    def _tell_gap(self, gap: Gap) -> bool:
-        """Tell the streams of a key that it lost events on the way to this process."""
-        if gap.epoch != self._windows.epoch or gap.seq <= self._windows.born:
-            return False  # Whoever listened to that log, or this one then, has been told already.
-        self._windows.lose(gap.key, gap.seq, time.monotonic())
-        for stream in self._listeners(gap.key):
-            keys = stream.keys if gap.key is None else (gap.key,)
-            # With the id that it had: of its other keys, what is in the outbox has yet to come.
-            stream.put_reset(self._reset("history", keys, stream.cursor), stream.cursor)
-            self._rounds.wake_soon(stream)
-        return True
-
-    def _enter(self, life: Life) -> None:
-        """Begin a log's life; after another one, whoever listens has lost what was between."""
-        first = self._windows.epoch is None
-        self._windows.begin(life.epoch, life.head, life.earlier)
-        if first:
-            return
-        self._rounds.forget_messages()
-        for stream in self._rounds.streams:
-            if stream.keys:
-                stream.put_reset(self._reset("epoch", stream.keys), life.head)
-                self._rounds.wake_soon(stream)
-        if self._flusher is not None:
-            self._flusher.wake()
+                self._intake.enter(Life(position.epoch, position.head))
 
     def flush(self) -> float | None:
         """Do a slice of what there is to do for the streams. For the flusher alone; see :meth:`Rounds.flush`."""
         return self._rounds.flush()
-
-    def _listeners(self, key: str | None) -> tuple[Stream, ...]:
-        """Give the streams of this moment that a message of ``key`` is for. Under the lock."""
-        if key is not None:
-            pool = self._pools.get(key)
-            return pool.snapshot() if pool is not None else ()
-        if self._everybody is None:
-            self._everybody = tuple(stream for stream in self._rounds.streams if stream.keys)
-        return self._everybody
 
     # Opening and ending streams
 
@@ -466,7 +366,7 @@ class PoolManager:
         position = self._outside(lambda: self._broker.cover((*stream.keys, None), asked, last_event_id))
         with self.lock:
             # In one step, so that no event falls between what is replayed and what is offered.
-            self._take_all_in()
+            self._intake.take_all()
             if epoch != self._windows.epoch:
                 return False
             if position.epoch == epoch:
@@ -506,12 +406,8 @@ class PoolManager:
         stream.transport = transport
         stream.opened = stream.last_active = now = time.monotonic()
         self._rounds.join(stream)
-        self._everybody = None
+        self._listeners.add(stream)
         for key in stream.keys:
-            pool = self._pools.get(key)
-            if pool is None:
-                pool = self._pools[key] = Pool(key)
-            pool.add(stream)
             self._windows.touch(key, now)
         self._opened += 1
 
@@ -559,30 +455,18 @@ class PoolManager:
             return [*(message.frame for message in latest), place]
         replay = windows.replay(keys, last_event_id, now)
         if replay.reset is not None:
-            return [self._reset(replay.reset, replay.keys)]
+            return [self._intake.reset(replay.reset, replay.keys)]
         self._replayed += len(replay.messages)
         return [message.frame for message in replay.messages]
-
-    def _reset(self, reason: str, keys: Iterable[str], place: int | None = None) -> bytes:
-        data = {"reason": reason, "keys": list(keys)}
-        self._resets += 1
-        place = self._windows.head if place is None else place
-        return Event(
-            json.dumps(data, ensure_ascii=False), event="stream-reset", id=f"{self._windows.epoch}-{place}"
-        ).encode()
 
     def leave(self, stream: Stream, reason: CloseReason) -> bool:
         """Take a stream out of everything, and say whether it was in. For the stream, under the lock."""
         if not self._rounds.leave(stream, reason):
             return False  # its response never began
-        self._everybody = None
+        self._listeners.discard(stream)
         self._closed[reason.value] += 1
         now = time.monotonic()
         for key in stream.keys:
-            pool = self._pools[key]
-            pool.discard(stream)
-            if not pool.streams:
-                del self._pools[key]
             self._windows.touch(key, now)
         return True
 
@@ -609,15 +493,13 @@ class PoolManager:
     def abandoned(self, stream: Stream) -> None:
         """Remember to close a stream whose body was thrown away. From ``__del__``, so maybe under the lock."""
         self._rounds.close_soon(stream, CloseReason.PEER)
-        if self._flusher is not None:
-            self._flusher.wake()
+        self._wake_flusher()
 
     # Looking and closing
 
     def count(self, key: str) -> int:
         """How many streams of this process listen to ``key``."""
-        pool = self._pools.get(check_key(key))
-        return len(pool.streams) if pool is not None else 0
+        return self._listeners.count(check_key(key))
 
     def count_all(self) -> int:
         """How many streams this process has, those of one request included."""
@@ -626,12 +508,12 @@ class PoolManager:
     def keys(self) -> list[str]:
         """The keys that have streams in this process."""
         with self.lock:
-            return list(self._pools)
+            return self._listeners.keys()
 
     def streams(self, key: str) -> list[Stream]:
         """The streams of this process that listen to ``key``."""
         with self.lock:
-            return list(self._listeners(check_key(key)))
+            return list(self._listeners.of(check_key(key)))
 
     def close(self, key: str, *, reconnect: bool = False) -> int:
         """End every stream of this process that listens to ``key``, whatever else it listens to; say how many.
@@ -685,7 +567,7 @@ class PoolManager:
         with self.lock:
             return Stats(
                 streams=len(self._rounds.streams),
-                keys=len(self._pools),
+                keys=len(self._listeners),
                 windows=len(self._windows),
                 outbox=len(self._rounds.outbox),
                 opened=self._opened,
@@ -695,7 +577,7 @@ class PoolManager:
                 offered=self._rounds.offered_count,
                 dropped=self._rounds.dropped_count,
                 replayed=self._replayed,
-                resets=self._resets,
+                resets=self._intake.reset_count,
                 broker=self._broker.stats(),
             )
 

@@ -75,7 +75,7 @@ class Shortcut:
             or app.after_request_funcs.get(None)
             or app.teardown_request_funcs.get(None)
             or app.url_value_preprocessors.get(None)
-            or any(signal.receivers for signal in _SIGNALS)
+            or any(signal.receivers and signal.has_receivers_for(app) for signal in _SIGNALS)
             or app.view_functions.get(self._endpoint) is not self._view
             # A session that is read may have to be written.
             or type(app.session_interface) is not SecureCookieSessionInterface

@@ -247,3 +247,15 @@ def test_with_the_test_client_the_context_is_there_to_be_looked_at(app: Flask) -
     with app.test_client() as client:
         client.get("/stream?connectKey=k").close()
         assert request.args["connectKey"] == "k"
+
+
+def test_who_listens_to_another_application_asks_for_nothing_here(app: Flask, ask: Ask, contexts: Seen) -> None:
+    SSE(app)
+
+    def receive(sender: Any, **named: Any) -> None:
+        raise AssertionError("nothing happens there")
+
+    other = Flask("another")
+    with stream_opened.connected_to(receive, other), request_started.connected_to(receive, other):
+        ask()
+    assert contexts == []

@@ -1,0 +1,121 @@
+"""What the broker delivers: into the windows, and to the flusher where somebody listens.
+
+``deliver`` may be called by any thread, greenlet, hub callback or signal handler. It takes the lock only if it is free;
+whoever holds it comes back here when letting go. All else is called under the lock.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from .brokers.base import Delivery, Gap, History, Life
+from .event import Event, Message
+from .listeners import Listeners
+from .rounds import Rounds
+from .stream import Lock
+from .window import Windows
+
+__all__ = ["Intake"]
+
+
+class Intake:
+    """Takes in what was delivered, in its order.
+
+    ``wake``
+        is called when there is something for the flusher.
+    """
+
+    def __init__(
+        self, lock: Lock, windows: Windows, listeners: Listeners, rounds: Rounds, wake: Callable[[], object]
+    ) -> None:
+        self._lock = lock
+        self._windows = windows
+        self._listeners = listeners
+        self._rounds = rounds
+        self._wake = wake
+        self._inbox: deque[Delivery] = deque()
+        self.reset_count = 0
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Take the next message of the log. For the broker; never waits, never raises."""
+        self._inbox.append(delivery)
+        self.absorb()
+
+    def absorb(self) -> None:
+        """Take in what was delivered, unless somebody else is about to. Without the lock, from anywhere."""
+        work = False
+        while self._inbox:
+            if not self._lock.try_acquire():
+                break  # Who holds the lock comes here when letting go.
+            try:
+                work = self.take_all() or work
+            finally:
+                self._lock.release()
+        if work:
+            self._wake()
+
+    def take_all(self) -> bool:
+        """Take in what was delivered; say whether any of it is for somebody."""
+        work = False
+        while self._inbox:
+            # It leaves the inbox last: interrupted by an exception before this, it is taken again, which is harmless.
+            work = self._take(self._inbox[0]) or work
+            self._inbox.popleft()
+        return work
+
+    def _take(self, delivery: Delivery) -> bool:
+        if not isinstance(delivery, Message):
+            return self._take_news(delivery)
+        if delivery.epoch != self._windows.epoch:
+            self.enter(Life(delivery.epoch, delivery.seq - 1))
+        if not self._windows.add(delivery, time.monotonic(), self._listeners):
+            return False  # delivered again
+        if delivery.key not in self._listeners:
+            return False
+        self._rounds.outbox.append(delivery)
+        return True
+
+    def _take_news(self, news: Gap | History | Life) -> bool:
+        if isinstance(news, Gap):
+            return self._tell_gap(news)
+        if isinstance(news, Life):
+            if not self._windows.live_on(news.epoch, news.earlier):
+                self.enter(news)
+        elif news.epoch == self._windows.epoch:
+            self._windows.reach(news.head)
+            self._windows.complete_with(news.key, news.floor, news.messages, time.monotonic())
+        return False
+
+    def _tell_gap(self, gap: Gap) -> bool:
+        """Tell the streams of a key that it lost events on the way to this process."""
+        if gap.epoch != self._windows.epoch or gap.seq <= self._windows.born:
+            return False  # Whoever listened to that log, or this one then, has been told already.
+        self._windows.lose(gap.key, gap.seq, time.monotonic())
+        for stream in self._listeners.of(gap.key):
+            keys = stream.keys if gap.key is None else (gap.key,)
+            # With the id that it had: of its other keys, what is in the outbox has yet to come.
+            stream.put_reset(self.reset("history", keys, stream.cursor), stream.cursor)
+            self._rounds.wake_soon(stream)
+        return True
+
+    def enter(self, life: Life) -> None:
+        """Begin a log's life; after another one, whoever listens has lost what was between."""
+        first = self._windows.epoch is None
+        self._windows.begin(life.epoch, life.head, life.earlier)
+        if first:
+            return
+        self._rounds.forget_messages()
+        for stream in self._listeners.of(None):
+            stream.put_reset(self.reset("epoch", stream.keys), life.head)
+            self._rounds.wake_soon(stream)
+        self._wake()
+
+    def reset(self, reason: str, keys: Iterable[str], place: int | None = None) -> bytes:
+        """Make the frame that tells a client to load the state of ``keys`` anew, and where it goes on: at the head."""
+        self.reset_count += 1
+        place = self._windows.head if place is None else place
+        data = json.dumps({"reason": reason, "keys": list(keys)}, ensure_ascii=False)
+        return Event(data, event="stream-reset", id=f"{self._windows.epoch}-{place}").encode()
