@@ -6,6 +6,7 @@ import threading
 
 import gevent
 import gevent.monkey
+import gevent.socket
 from contracts.greenlets import InGreenlets, start_native_thread
 from contracts.transport import BodyContract
 from support import run_unpatched
@@ -50,6 +51,32 @@ def test_a_call_that_fails_is_logged_and_the_next_is_made(caplog: object) -> Non
         while not seen:
             gevent.sleep(0.002)
     assert "a call from another thread failed" in caplog.text  # type: ignore[attr-defined]
+
+
+def test_sockets_have_their_turn_between_two_slices_of_the_flusher() -> None:
+    ours, theirs = gevent.socket.socketpair()
+    slices = 0
+    heard_after: list[int] = []
+
+    def flush() -> float | None:
+        nonlocal slices
+        slices += 1
+        if slices == 10:
+            theirs.send(b"x")
+        return 0.0 if slices < 200 else None
+
+    def listen() -> None:
+        ours.recv(1)
+        heard_after.append(slices)
+
+    listener = gevent.spawn(listen)
+    gevent.sleep(0)
+    flusher = GeventRuntime().start_flusher(flush)
+    listener.join(15)
+    flusher.stop()
+    assert heard_after[0] <= 12
+    ours.close()
+    theirs.close()
 
 
 def test_a_waiter_that_was_woken_before_does_not_wait() -> None:
