@@ -156,9 +156,8 @@ class SSE:
                 methods=["GET", "OPTIONS"],
                 provide_automatic_options=False,
             )
-            if Shortcut.fits(app):
-                is_free = functools.partial(_has_nobody_to_ask, weakref.ref(self), weakref.ref(app))
-                app.wsgi_app = Shortcut(app, manager, _NAME, is_free)  # type: ignore[method-assign]
+            is_free = functools.partial(_has_nobody_to_ask, weakref.ref(self), weakref.ref(app))
+            app.wsgi_app = Shortcut(app, manager, _NAME, is_free)  # type: ignore[method-assign]
         _wire_signals(weakref.ref(app), manager)
         app.extensions[_NAME] = manager
         self._managers.append(weakref.ref(manager))

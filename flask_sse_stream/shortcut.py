@@ -9,6 +9,7 @@ or the answer is anything but a stream, the request takes Flask's way.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import Any, Final
 
 from flask import Flask
@@ -21,7 +22,7 @@ from .wsgi import check_public, requested_keys, respond
 __all__ = ["Shortcut"]
 
 _SIGNALS: Final = (request_started, request_finished, request_tearing_down, appcontext_pushed)
-# What a subclass of Flask's may have changed, in the order in which a request meets it.
+# What a request passes through in Flask, and what a subclass or a tool that watches applications may have replaced.
 _METHODS: Final = (
     "wsgi_app", "request_context", "app_context", "create_url_adapter", "full_dispatch_request", "preprocess_request",
     "dispatch_request", "finalize_request", "make_response", "process_response", "do_teardown_request",
@@ -44,13 +45,9 @@ class Shortcut:
         # As WSGI hands paths over: UTF-8 that was read as Latin-1.
         self._path = (manager.settings.path or "").encode().decode("latin-1")
         self._inner = app.wsgi_app
-
-    @staticmethod
-    def fits(app: Flask) -> bool:
-        """Whether nothing stands before the application yet, which would be left out, and its way is Flask's own."""
-        return not any(
-            name in vars(app) or getattr(type(app), name, None) is not getattr(Flask, name, None) for name in _METHODS
-        )
+        # A middleware that was there before would be left out.
+        self._stands_first = "wsgi_app" not in vars(app)
+        self._is_flasks_own: bool | None = None  # not before the first request: it may be changed until then
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer one request."""
@@ -69,8 +66,12 @@ class Shortcut:
         """Whether nothing of the application's would see this request but the stream's own endpoint."""
         app = self._app
         config = app.config
+        if self._is_flasks_own is None:
+            self._is_flasks_own = all(_is_flasks_own(app, name) for name in _METHODS)
         return not (
-            not self._is_free()
+            not self._stands_first
+            or not self._is_flasks_own
+            or not self._is_free()
             or app.before_request_funcs.get(None)
             or app.after_request_funcs.get(None)
             or app.teardown_request_funcs.get(None)
@@ -90,3 +91,11 @@ class Shortcut:
             # Werkzeug has its own opinion of bytes that are no UTF-8.
             or "%" in environ.get("QUERY_STRING", "")
         )
+
+
+def _is_flasks_own(app: Flask, name: str) -> bool:
+    # By where its code was written: a wrapper has the name and the module of what it wraps.
+    method = getattr(type(app), name, None)
+    return (name == "wsgi_app" or name not in vars(app)) and (
+        type(method) is FunctionType and method.__globals__.get("__name__") == "flask.app"
+    )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from flask import Flask, g, request, session
+from flask import Flask, Request, g, request, session
 from flask.sessions import SecureCookieSessionInterface
 from flask.signals import appcontext_pushed, request_finished, request_started, request_tearing_down
 from werkzeug.test import EnvironBuilder, run_wsgi_app
@@ -27,16 +28,16 @@ def app() -> Flask:
 
 
 @pytest.fixture
-def contexts(monkeypatch: pytest.MonkeyPatch) -> Seen:
+def contexts(app: Flask) -> Seen:
     """One entry for each request that Flask has built a context for."""
     built: Seen = []
-    original = Flask.full_dispatch_request
 
-    def watched(self: Flask, *arguments: Any) -> Any:
-        built.append(request.path)
-        return original(self, *arguments)
+    class Watched(Request):
+        def __init__(self, environ: Any, *arguments: Any, **named: Any) -> None:
+            super().__init__(environ, *arguments, **named)
+            built.append(self.path)
 
-    monkeypatch.setattr(Flask, "full_dispatch_request", watched)
+    app.request_class = Watched
     return built
 
 
@@ -227,7 +228,6 @@ def test_a_middleware_that_was_there_before_is_not_left_out(app: Flask, ask: Ask
 
     app.wsgi_app = middleware  # type: ignore[method-assign]
     SSE(app)
-    assert app.wsgi_app is middleware
     ask()
     assert seen == ["/stream"]
 
@@ -240,6 +240,23 @@ def test_an_application_with_a_way_of_its_own_keeps_it() -> None:
     app = Own(__name__)
     SSE(app)
     assert app.test_client().get("/stream").status_code == 503
+
+
+def test_a_tool_that_watches_applications_sees_every_stream(
+    app: Flask, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SSE(app)
+    seen: Seen = []
+    original = Flask.dispatch_request
+
+    @functools.wraps(original)
+    def watched(self: Flask) -> Any:
+        seen.append(request.path)
+        return original(self)
+
+    monkeypatch.setattr(Flask, "dispatch_request", watched)
+    ask()
+    assert seen == ["/stream"]
 
 
 def test_with_the_test_client_the_context_is_there_to_be_looked_at(app: Flask) -> None:

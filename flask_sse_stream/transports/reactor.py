@@ -53,19 +53,7 @@ _EVENTS: Final = 256  # of one look at the epoll; more would keep the loop from 
 class HandedOff:
     """The transport of one stream whose socket is the reactor's."""
 
-    __slots__ = (
-        "_reactor",
-        "begun",
-        "busy",
-        "descriptor",
-        "ended",
-        "posted",
-        "ready",
-        "rest",
-        "room",
-        "stream",
-        "task",
-    )
+    __slots__ = ("_reactor", "busy", "descriptor", "ended", "posted", "ready", "rest", "room", "stream", "task")
 
     def __init__(self, reactor: Reactor, stream: Stream, descriptor: int, task: Task | None) -> None:
         self._reactor = reactor
@@ -168,6 +156,8 @@ class Reactor:
 
     def begin(self, transport: HandedOff) -> None:
         """Watch its socket, and send what came while the server had it."""
+        if transport.descriptor < 0:
+            return  # cut off meanwhile
         try:
             self._epoll.register(transport.descriptor, _WATCHED)
         except OSError:
