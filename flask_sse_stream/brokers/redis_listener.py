@@ -363,7 +363,10 @@ class Listener:
             self._skip()
         else:
             self._synchronise(link)
-            if live.body is None or (self._followed[key] or 0) < live.seq:
+            is_known = live.epoch in self._past or (
+                live.epoch == self._place.epoch and live.seq <= (self._followed[key] or 0)
+            )
+            if live.body is None or not is_known:
                 self._skip()  # It cannot be used, or the log does not know it.
 
     def _skip(self) -> None:

@@ -783,6 +783,7 @@ FORGED = {
     "a number without end": b"1 {epoch} " + b"9" * 5000 + b" {last}\ndata: forged\n\n",
     "digits of another script": "1 {epoch} ٣ {last}\ndata: forged\n\n".encode(),
     "another life": b"1 000000000000 {next} {last}\ndata: forged\n\n",
+    "a place of another life that was passed": b"1 000000000000 {last} {last}\ndata: forged\n\n",
     "an epoch with a line break": b"1 a\nb {next} {last}\ndata: forged\n\n",
     "deep nesting": b"[" * 100_000,
     "pickle": b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix",
