@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from .brokers.base import REDIS_SCHEMES
 from .errors import BrokerError, SettingsError
 from .event import Event
 from .pools import PoolManager, check_key
@@ -85,7 +86,7 @@ class Bridge:
         self, manager: PoolManager, channel: str, to: Target, *, event: str | None = None, url: str | None = None
     ) -> None:
         where = url if url is not None else manager.settings.broker_url
-        if not where.startswith("redis"):
+        if where.partition("://")[0] not in REDIS_SCHEMES:
             raise SettingsError(f"a bridge is to a Redis, which {where!r} is not: give its url='redis://host:6379/0'")
         check_key(channel, "the channel of a bridge")
         if not callable(to):

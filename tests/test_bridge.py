@@ -292,6 +292,7 @@ def test_messages_that_the_log_does_not_take_are_counted_and_said(
         ({"channel": "a", "to": ""}, EventError, "key must have 1 to 255"),
         ({"channel": "a", "to": "news", "event": "x\ny"}, EventError, "event must not contain"),
         ({"channel": "a", "to": "news", "url": None}, SettingsError, "which 'memory://' is not: give its url="),
+        ({"channel": "a", "to": "news", "url": "redis:/localhost"}, SettingsError, "which 'redis:/localhost' is not"),
         (
             {"channel": "a", "to": "news", "url": "redis+sentinel://"},
             SettingsError,

@@ -15,6 +15,7 @@ from ..event import Message
 from ..settings import Settings
 
 __all__ = [
+    "REDIS_SCHEMES",
     "Broker",
     "BrokerStats",
     "Deliver",
@@ -160,6 +161,7 @@ _BROKERS: Final = {
     "redis+sentinel": ("redis", "RedisBroker"),
     "rediss+sentinel": ("redis", "RedisBroker"),
 }
+REDIS_SCHEMES: Final = frozenset(scheme for scheme, (module, _) in _BROKERS.items() if module == "redis")
 
 
 def broker_from_url(settings: Settings) -> Broker:

@@ -199,7 +199,7 @@ class Server:
         scheme, _, rest = url.partition("://")
         secure = scheme.startswith("rediss")
         if scheme.endswith("+sentinel"):
-            rest = self._parse_sentinels(rest, secure=secure)
+            rest = self._parse_sentinels(rest)
         parse = cast("Callable[[str], dict[str, Any]]", parse_url)
         options = parse(f"{'rediss' if secure else 'redis'}://{rest}")
         options.pop("connection_class", None)
@@ -213,9 +213,11 @@ class Server:
             raise ValueError(str(error).rpartition("() ")[2]) from error
         options.setdefault("host", "localhost")
         options.setdefault("port", 6379)
+        # Sentinels of a master that speaks TLS speak it too. Not from the URL's text, in which "False" would be true.
+        self._sentinel_options.update({name: value for name, value in options.items() if name.startswith("ssl_")})
         return options
 
-    def _parse_sentinels(self, rest: str, *, secure: bool) -> str:
+    def _parse_sentinels(self, rest: str) -> str:
         parts = urlsplit(f"//{rest}")
         login, _, hosts = parts.netloc.rpartition("@")
         for host in filter(None, hosts.split(",")):
@@ -231,8 +233,6 @@ class Server:
         for name in ("username", "password"):
             if f"sentinel_{name}" in query:
                 self._sentinel_options[name] = query.pop(f"sentinel_{name}")[0]
-        if secure:
-            self._sentinel_options.update({name: value[0] for name, value in query.items() if name.startswith("ssl_")})
         login = f"{login}@" if login else ""
         return f"{login}sentinel/{database or 0}?{urlencode(query, doseq=True)}"
 

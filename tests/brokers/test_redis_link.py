@@ -145,3 +145,9 @@ def test_a_sentinel_that_is_away_is_passed_over(tmp_path: Path) -> None:
         link.close()
         with pytest.raises(NotTaken, match="no sentinel knows a master of 'other'"):
             server(url.replace("/news/", "/other/")).connect(soon())
+
+
+def test_sentinels_are_spoken_to_with_the_same_tls_as_their_master() -> None:
+    with_tls = server("rediss+sentinel://localhost/news/0?ssl_check_hostname=False&ssl_ca_certs=ca.pem")
+    assert with_tls._sentinel_options == {"ssl_check_hostname": False, "ssl_ca_certs": "ca.pem"}
+    assert server("redis+sentinel://localhost/news/0?sentinel_password=s")._sentinel_options == {"password": "s"}
