@@ -236,7 +236,7 @@ class Message:
         ``time.monotonic()`` of this process when the event was published.
     """
 
-    __slots__ = ("_chunk", "created", "epoch", "frame", "id", "key", "own_id", "seq")
+    __slots__ = ("_chunk", "_name", "created", "epoch", "frame", "id", "key", "own_id", "seq")
 
     def __init__(
         self, key: str | None, epoch: str, seq: int, body: bytes, created: float, *, resumable: bool = True
@@ -255,6 +255,15 @@ class Message:
             fires = body.startswith(b"data:") or b"\ndata:" in body
             self.frame = b"id: %b\n%b" % (self.id.encode(), body) if resumable and fires else body
         self._chunk: bytes | None = None
+        self._name: bytes | None = None
+
+    @property
+    def name(self) -> bytes:
+        """The line of the frame that names the event, looked for once; ``b""`` if none does."""
+        if self._name is None:
+            lines = self.frame.split(b"\n", 3)[:3]  # the id and the name come first
+            self._name = next((line for line in lines if line.startswith(b"event: ")), b"")
+        return self._name
 
     @property
     def chunk(self) -> bytes:

@@ -36,6 +36,7 @@ from .errors import BrokerError, EventError, StreamsFull
 from .event import END_ID, Event, encode_json, retry_block, to_text
 from .intake import Intake
 from .listeners import Listeners
+from .overflow import Policies
 from .rounds import Rounds
 from .settings import Settings
 from .stream import CloseReason, Lock, Stream
@@ -129,6 +130,7 @@ class PoolManager:
         broker: Callable[[Settings], Broker] = broker_from_url,
     ) -> None:
         self.settings = settings if settings is not None else Settings()
+        self.policies = Policies(self.settings.overflow)
         self.hooks = Hooks()
         self._dumps = dumps or encode_json
         self._broker_factory = broker
@@ -481,6 +483,7 @@ class PoolManager:
     def dropped(self, stream: Stream, count: int) -> None:
         """Remember what an overflow policy dropped. For the stream, under the lock."""
         self._rounds.dropped(stream, count)
+        self._wake_flusher()  # which tells of it; what dropped may be a view that sends to its own stream
 
     def _tell_dropped(self, stream: Stream, count: int) -> None:
         if self.hooks.dropped is not None:

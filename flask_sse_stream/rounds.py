@@ -69,7 +69,7 @@ class Rounds:
         self._life = 0  # counts the lives of the log
         self._to_wake: deque[Stream] = deque()
         self._to_close: deque[tuple[Stream, CloseReason]] = deque()
-        self._drops: deque[tuple[Stream, int]] = deque()
+        self._drops: dict[Stream, int] = {}
         # When each stream is to be looked at for its silence; it may have said something since that was written down.
         # The number decides between equal times, since references cannot be compared.
         self._silences: list[tuple[float, int, weakref.ref[Stream]]] = []
@@ -107,7 +107,7 @@ class Rounds:
     def dropped(self, stream: Stream, count: int) -> None:
         """Count what was dropped, and tell of it later."""
         self.dropped_count += count
-        self._drops.append((stream, count))
+        self._drops[stream] = self._drops.get(stream, 0) + count
 
     # What anybody calls, from anywhere
 
@@ -220,7 +220,9 @@ class Rounds:
             stream.close(reason)
             yield 0.0
         while self._drops:
-            stream, count = self._drops.popleft()
+            with self._lock:
+                stream = next(iter(self._drops))
+                count = self._drops.pop(stream)
             self._tell_dropped(stream, count)
             yield 0.0
 

@@ -11,16 +11,18 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from .errors import SettingsError
 
-__all__ = ["PREFIX", "Overflow", "Settings", "WhenFull"]
+__all__ = ["DEFAULT_POLICY", "PREFIX", "Overflow", "Settings", "WhenFull"]
 
 PREFIX: Final = "SSE_"
 """What every setting's name begins with in ``app.config``."""
 
 Overflow = Literal["disconnect", "drop_oldest", "drop_newest", "conflate"]
+DEFAULT_POLICY: Final[Overflow] = "disconnect"
+"""The policy of a key that ``SSE_OVERFLOW`` does not mention."""
 WhenFull = Literal["retry", "503"]
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
@@ -94,6 +96,25 @@ def _headers(value: Any) -> Mapping[str, str]:
             raise _BadValue(f"{wanted} (the value of {name!r} is not)")
         if name.lower() in _NOT_OURS_TO_SEND:
             raise _BadValue(f"{wanted}, without {name!r}: the server and the format decide that one")
+    return dict(value)
+
+
+_POLICIES: Final = get_args(Overflow)
+
+
+def _overflow(value: Any) -> Any:
+    if isinstance(value, str) and value in _POLICIES:
+        return value
+    choices = " or ".join(map(repr, _POLICIES))
+    wanted = f"{choices}, or a dict that gives each key or pattern of keys one of them, such as"
+    wanted += " {'ticker-*': 'conflate', '*': 'disconnect'}"
+    if not isinstance(value, Mapping) or not value:
+        raise _BadValue(wanted)
+    for pattern, policy in value.items():
+        if not isinstance(pattern, str) or not 0 < len(pattern) <= 255 or not pattern.isprintable():
+            raise _BadValue(f"{wanted} ({pattern!r:.80} is no key and no pattern)")
+        if not isinstance(policy, str) or policy not in _POLICIES:
+            raise _BadValue(f"{wanted} (that of {pattern!r:.80} is not)")
     return dict(value)
 
 
@@ -174,11 +195,12 @@ class Settings:
     )
     queue_events: int = _setting(1000, _number(1, math.inf, whole=True), "events that one stream may have waiting")
     queue_bytes: int = _setting(1024 * 1024, _number(1, math.inf, whole=True), "bytes that one stream may have waiting")
-    overflow: Overflow = _setting(
-        "disconnect",
-        _one_of("disconnect", "drop_oldest", "drop_newest", "conflate"),
+    overflow: Overflow | Mapping[str, Overflow] = _setting(
+        DEFAULT_POLICY,
+        _overflow,
         'what happens beyond that: ``"disconnect"``, ``"drop_oldest"``, ``"drop_newest"`` or ``"conflate"`` '
-        "(keeps the last of each event name)",
+        "(keeps the last of each key and event name); or a dict of these by key or pattern of keys, where ``*`` stands "
+        "for all others",
     )
     max_event_bytes: int = _setting(
         1024 * 1024, _number(16, math.inf, whole=True), "bytes; a larger event is refused at publish"

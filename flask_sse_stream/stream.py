@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 
 from .errors import EventError, StreamClosed
 from .event import END_ID, PING, Event, Message, to_text
+from .overflow import Hole, HoledQueue, Item, Policies, conflate, drop, drop_oldest
 from .settings import Settings
 from .transports.base import Pusher, Transport, Waiter
 
@@ -95,6 +96,7 @@ class StreamOwner(Protocol):
     """What a stream needs of its pool manager."""
 
     settings: Settings
+    policies: Policies
     lock: Lock
 
     def dumps(self, value: Any) -> str:
@@ -147,7 +149,7 @@ class Stream:
         self.room: Waiter | None = None  # where a producer of this stream's own waits while the queue is full
         self.opened = self.last_active = time.monotonic()
         self.writing_since = 0.0  # when its transport took bytes that it has not come back from; 0.0: it waits
-        self._queue: list[bytes] = []  # an empty deque takes 700 bytes more, and most queues are empty
+        self._queue: list[Item] = []  # an empty deque takes 700 bytes more, and most queues are empty
         self._bytes = 0
         self._uncounted = 0  # frames at the queue's head that the bounds do not count: the replay
         self._patience = _PATIENCE
@@ -272,7 +274,7 @@ class Stream:
         with self._owner.lock:
             if self.reason is not None:
                 raise StreamClosed(self.reason)
-            fits = self._put(frame)
+            fits = self._put(Message(None, "", 0, frame, 0.0, resumable=False))
             if fits:
                 self.last_active = time.monotonic()
         if not fits:
@@ -287,7 +289,7 @@ class Stream:
         """Put a message into the queue, unless it is at or below the cursor; say whether the client has it coming."""
         if message.seq <= self.cursor or self.reason is not None:
             return False
-        if not self._put(message.frame):
+        if not self._put(message):
             self._owner.overflowed(self)
             return False
         self.cursor = message.seq
@@ -308,7 +310,7 @@ class Stream:
     def put_back(self, message: Message) -> None:
         """Put a message that was passed by, and that could not be pushed, before what has come since."""
         if self.reason not in _DISCARD:
-            self._queue.insert(0, message.frame)
+            self._queue.insert(0, message)
             self._bytes += len(message.frame)
 
     def put_first(self, frames: list[bytes]) -> None:
@@ -329,7 +331,8 @@ class Stream:
         """Put a heartbeat, unless something waits anyway. Says whether it did."""
         if self._queue or self.reason is not None:
             return False
-        self._put(PING)
+        self._queue.append(PING)
+        self._bytes += len(PING)
         return True
 
     def crowded(self, now: float) -> bool:
@@ -347,47 +350,47 @@ class Stream:
         return self._patience >= 0
 
     def _has_room(self, size: int) -> bool:
-        settings = self._owner.settings
-        waiting = len(self._queue) - self._uncounted
+        settings, queue = self._owner.settings, self._queue
+        waiting = len(queue) - self._uncounted
+        if type(queue) is HoledQueue:
+            waiting -= queue.holes
         # An event that is larger than the whole queue may still be sent, alone.
         return waiting < settings.queue_events and (not self._bytes or self._bytes + size <= settings.queue_bytes)
 
-    def _put(self, frame: bytes) -> bool:
-        policy = self._owner.settings.overflow
-        if not self._has_room(len(frame)):
-            if policy == "disconnect":
-                return False
-            if policy == "drop_newest":
-                self._owner.dropped(self, 1)
-                return True
-            if policy == "conflate":
-                self._conflate(frame)
+    def _put(self, message: Message) -> bool:
+        """Put a message into the queue, or what tells of its loss; ``False``: the stream is to be closed."""
+        size = len(message.frame)
+        if not self._has_room(size):
+            return self._owner.policies.lossy and self._overflow(message, size)
+        self._queue.append(message)
+        self._bytes += size
+        return True
+
+    def _overflow(self, message: Message, size: int) -> bool:
+        policies, start = self._owner.policies, self._uncounted
+        policy = policies.of(message.key)
+        if type(self._queue) is not HoledQueue:
+            self._queue = HoledQueue(self._queue)
+        queue = self._queue
         dropped = 0
-        while not self._has_room(len(frame)):
-            self._drop_at(self._uncounted)
+        # One that must not be dropped makes those that may be give way too.
+        if policy != "drop_newest":
+            if policies.conflates:
+                dropped, freed = conflate(queue, start, message, self.keys, policies)
+                self._bytes -= freed
+            while not self._has_room(size) and (freed := drop_oldest(queue, start, self.keys, policies)):
+                self._bytes -= freed
+                dropped += 1
+        fits = self._has_room(size)
+        if fits:
+            queue.append(message)
+            self._bytes += size
+        elif policy != "disconnect":
+            drop(queue, start, message, self.keys)
             dropped += 1
         if dropped:
             self._owner.dropped(self, dropped)
-        self._queue.append(frame)
-        self._bytes += len(frame)
-        return True
-
-    def _drop_at(self, index: int) -> None:
-        self._bytes -= len(self._queue[index])
-        del self._queue[index]
-
-    def _conflate(self, newest: bytes) -> None:
-        """Keep the last frame of each event name; ``newest`` is about to follow."""
-        seen = {_name(newest)}
-        dropped = 0
-        for index in range(len(self._queue) - 1, self._uncounted - 1, -1):
-            name = _name(self._queue[index])
-            if name in seen:
-                self._drop_at(index)
-                dropped += 1
-            seen.add(name)
-        if dropped:
-            self._owner.dropped(self, dropped)
+        return fits or policy != "disconnect"
 
     # What the transport calls
 
@@ -413,33 +416,35 @@ class Stream:
                 self.writing_since = 0.0
                 return [] if self.reason is None else None
             self._patience = _PATIENCE
-            count = size = 0
-            for frame in queue:
-                if count and size + len(frame) > _WRITE_BYTES:
+            frames: list[bytes] = []
+            size = 0
+            for item in queue:
+                frame = item if isinstance(item, bytes) else item.frame
+                if frames and size + len(frame) > _WRITE_BYTES:
                     break
-                count += 1
+                frames.append(frame)
                 size += len(frame)
-            frames = queue[:count]
-            del queue[:count]
             counted = frames[self._uncounted :] if self._uncounted else frames
-            self._uncounted -= count - len(counted)
             self._bytes -= sum(map(len, counted))
+            self._uncounted -= len(frames) - len(counted)
+            if type(queue) is HoledQueue:
+                self._fill_holes(queue, frames)
+            del queue[: len(frames)]
             self.writing_since = time.monotonic()
         if self.room is not None:
             self.room.wake()
         return frames
 
+    def _fill_holes(self, queue: HoledQueue, frames: list[bytes]) -> None:
+        """Those among what is taken were not counted; and with the last of them, the queue is as others are again."""
+        for item, frame in zip(queue, frames, strict=False):
+            if type(item) is Hole:
+                self._bytes += len(frame)
+                queue.holes -= 1
+        if not queue.holes:
+            self._queue = queue[len(frames) :]
+
     def progressed(self) -> None:
         """The client took some of the bytes that it was given."""
         if self.writing_since:
             self.writing_since = time.monotonic()
-
-
-def _name(frame: bytes) -> bytes:
-    """Give the event name of a frame, ``b""`` for none."""
-    for line in frame.split(b"\n", 3)[:3]:  # the id and the name come first
-        if line.startswith(b"event: "):
-            return line
-        if line.startswith(b"data:"):
-            break
-    return b""

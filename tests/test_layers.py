@@ -17,7 +17,7 @@ PACKAGE = Path(flask_sse_stream.__file__).parent
 LAYERS: list[set[str]] = [
     {"errors"},
     {"event", "settings"},
-    {"window", "transports.base", "brokers.base"},
+    {"window", "overflow", "transports.base", "brokers.base"},
     {"stream", "brokers.memory", "brokers.listener", "brokers.redis_scripts", "brokers.redis_errors"},
     {"brokers.sqlite", "brokers.redis_link"},
     {"brokers.redis_listener"},

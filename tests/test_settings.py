@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 
 from flask_sse_stream.errors import SettingsError
-from flask_sse_stream.settings import PREFIX, Settings
+from flask_sse_stream.settings import PREFIX, Overflow, Settings
 
 
 def test_the_defaults_are_valid_and_every_setting_says_what_it_is() -> None:
@@ -90,6 +90,13 @@ def test_a_misspelt_keyword_argument_is_an_error_that_suggests_the_right_one() -
         ("queue_events", 0),
         ("queue_bytes", 0),
         ("overflow", "block"),
+        ("overflow", None),
+        ("overflow", {}),
+        ("overflow", {"": "conflate"}),
+        ("overflow", {"a\n": "conflate"}),
+        ("overflow", {5: "conflate"}),
+        ("overflow", {"ticker": "block"}),
+        ("overflow", {"ticker": ["conflate"]}),
         ("max_event_bytes", 0),
         ("send_timeout", 0),
         ("send_buffer", 1),
@@ -133,3 +140,15 @@ def test_settings_are_frozen_and_do_not_share_the_users_dict() -> None:
 def test_whole_seconds_are_seconds_and_one_origin_is_a_list_of_one() -> None:
     settings = Settings(ping_interval=5, cors_origins="*", public_keys="news")  # type: ignore[arg-type]
     assert (settings.ping_interval, settings.cors_origins, settings.public_keys) == (5.0, ("*",), ("news",))
+
+
+def test_a_policy_that_is_none_is_refused_by_its_key() -> None:
+    with pytest.raises(SettingsError, match=r"such as \{'ticker-\*': 'conflate', .*\(that of 'ticker' is not\)"):
+        Settings(overflow={"ticker": "conflat", "*": "disconnect"})  # type: ignore[dict-item]
+
+
+def test_the_policies_are_those_of_the_start_whatever_becomes_of_the_dict() -> None:
+    given: dict[str, Overflow] = {"ticker": "conflate"}
+    settings = Settings(overflow=given)
+    given.clear()
+    assert settings.overflow == {"ticker": "conflate"}

@@ -185,38 +185,6 @@ def test_bytes_that_were_taken_make_room_again() -> None:
         assert len(house.events(stream)) == 1, number
 
 
-def overflow(policy: str, **options: int) -> tuple[House, list[str | None]]:
-    house = House(overflow=policy, **{"queue_events": 3, **options})
-    stream = house.open()
-    house.take(stream)
-    for number in range(6):
-        house.manager.publish("k", str(number), event="odd" if number % 2 else "even")
-    return house, house.data(stream)
-
-
-def test_drop_oldest_keeps_the_newest() -> None:
-    house, data = overflow("drop_oldest")
-    assert data == ["3", "4", "5"]
-    assert house.manager.stats().dropped == 3
-
-
-def test_drop_newest_keeps_the_oldest() -> None:
-    house, data = overflow("drop_newest")
-    assert data == ["0", "1", "2"]
-    assert house.manager.stats().dropped == 3
-
-
-def test_conflate_keeps_the_last_of_each_event_name() -> None:
-    house, data = overflow("conflate")
-    assert data == ["4", "5"]
-    assert house.manager.stats().dropped == 4
-
-
-def test_conflate_with_more_names_than_room_drops_the_oldest() -> None:
-    _, data = overflow("conflate", queue_events=1)
-    assert data == ["5"]
-
-
 def test_the_replay_does_not_count_against_the_queue() -> None:
     house = House(queue_events=5)
     first = house.open()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ class Client:
         self.chunks = 0
         self.ended = False
         self.left = False  # set by the test: the server's next write fails
+        self.reading = True  # set by the test: while it does not read, the server's write hangs
+        self.sleep: Callable[[], None] = lambda: None
 
     def serve(self, manager: PoolManager, query: str, **arguments: Any) -> None:
         environ = {"REQUEST_METHOD": "GET", "QUERY_STRING": query, "SERVER_PROTOCOL": "HTTP/1.1"}
@@ -42,6 +45,8 @@ class Client:
         try:
             for data in body:
                 assert data, "an empty chunk would end the response"
+                while not self.reading and not self.left:
+                    self.sleep()
                 if self.left:
                     break
                 self.chunks += 1
@@ -95,6 +100,7 @@ class TransportContract:
 
     def open(self, manager: PoolManager, query: str = "connectKey=k", **arguments: Any) -> Client:
         client = self.client()
+        client.sleep = self.sleep
         self.run(lambda: client.serve(manager, query, **arguments))
         self.wait_for(lambda: client.bytes or client.ended, "the first bytes arrive")
         return client
@@ -259,6 +265,75 @@ class TransportContract:
         assert client.data == ["before the response began", "thread", "bye"]
         with pytest.raises(StreamClosed):
             stream.send("late")
+
+    @pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest", "conflate", "per key"])
+    def test_a_client_that_does_not_keep_up_gets_what_its_policy_says_and_is_told_the_rest(self, policy: Any) -> None:
+        overflow = {"k": "drop_oldest", "*": "disconnect"} if policy == "per key" else policy
+        manager = PoolManager(Settings(ping_interval=0, queue_events=10, send_buffer=4096, overflow=overflow))
+        try:
+            client = self.open(manager)
+            other = self.open(manager, "connectKey=other")
+            client.reading = False
+            self.publish_much(manager, "k")
+            manager.publish("other", "is not held up")
+            self.wait_for(lambda: other.data == ["is not held up"], "the other's event comes")
+            [stream] = manager.streams("k")
+            assert stream.waiting <= 11
+            client.reading = True
+            self.wait_for(lambda: not stream.waiting, "it catches up", 30)
+            manager.publish("k", f"{MUCH} after it")
+            self.wait_for(lambda: client.data and client.data[-1].endswith("after it"), "and goes on", 30)
+            dropped = manager.stats().dropped
+            assert dropped > 0
+            assert account(client.events) == (MUCH + 1, dropped)
+        finally:
+            manager.shutdown()
+
+    def test_with_disconnect_a_client_that_does_not_keep_up_loses_nothing_by_coming_back(self) -> None:
+        manager = PoolManager(Settings(ping_interval=0, queue_events=10, send_buffer=4096))
+        try:
+            client = self.open(manager)
+            client.reading = False
+            [stream] = manager.streams("k")
+            self.publish_much(manager, "k")
+            self.wait_for(lambda: stream.closed, "it is cut off")
+            assert (stream.reason, stream.waiting) == (CloseReason.SLOW, 0)
+            client.reading = True
+            self.wait_for(lambda: client.ended, "it sees the end", 30)
+            again = self.open(manager, f"connectKey=k&lastEventId={client.events[-1].id}")
+            self.wait_for(lambda: len(client.data) + len(again.data) >= MUCH, "the rest comes", 30)
+            assert account(client.events + again.events) == (MUCH, 0)
+            assert again.data, "nothing was left to be replayed, so this shows nothing"
+        finally:
+            manager.shutdown()
+
+    def publish_much(self, manager: PoolManager, key: str) -> None:
+        """More than a queue and a connection's buffers hold; return when all of it was offered."""
+        before = manager.stats().offered + manager.stats().closed.get("slow", 0)
+        for number in range(MUCH):
+            manager.publish(key, f"{number} " + "x" * 20_000)
+
+        def offered() -> bool:
+            stats = manager.stats()
+            return stats.closed.get("slow", 0) > 0 or stats.offered - before == MUCH
+
+        self.wait_for(offered, "all were offered")
+
+
+MUCH = 100
+
+
+def account(events: list[Event]) -> tuple[int, int]:
+    """Give how many events a client knows of, and how many of these it was told were dropped; all in their order."""
+    number = dropped = 0
+    for event in events:
+        if event.event == "stream-dropped":
+            count = json.loads(event.data or "")["count"]
+            number, dropped = number + count, dropped + count
+        elif event.data is not None:
+            assert int(event.data.split()[0]) == number
+            number += 1
+    return number, dropped
 
 
 class BodyContract(TransportContract):

@@ -119,11 +119,15 @@ class SocketClient(Client):
         server = self.server(manager)
         server.arguments = arguments
         client = self.socket.create_connection(server.address)
+        client.setsockopt(self.socket.SOL_SOCKET, self.socket.SO_RCVBUF, 65536)  # or it takes megabytes unread
         client.sendall(f"GET /?{query} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         client.settimeout(0.005)
         received = b""
         try:
             while not self.left:
+                if not self.reading:
+                    self.sleep()
+                    continue
                 try:
                     data = client.recv(65536)
                 except TimeoutError:
