@@ -39,7 +39,7 @@ from .listeners import Listeners
 from .overflow import Policies
 from .rounds import Rounds
 from .settings import Settings
-from .stream import CloseReason, Lock, Stream
+from .stream import CloseReason, Lock, Stream, call_foreign
 from .transports.base import Flusher, Runtime, Transport, current_runtime
 from .window import Windows
 
@@ -439,10 +439,7 @@ class PoolManager:
             self._call(self.hooks.opened, stream)
 
     def _call(self, hook: Callable[..., object], *arguments: Any) -> None:
-        try:
-            hook(*arguments)
-        except Exception:
-            logger.exception("a hook raised; the stream it was told of goes on")
+        call_foreign("a hook raised; the stream it was told of goes on", hook, *arguments)
 
     def _first_frames(self, keys: tuple[str, ...], last_event_id: str | None) -> list[bytes]:
         """What a client with this cursor gets before anything live. Under the lock."""

@@ -70,6 +70,8 @@ class Rounds:
         self._to_wake: deque[Stream] = deque()
         self._to_close: deque[tuple[Stream, CloseReason]] = deque()
         self._drops: dict[Stream, int] = {}
+        # Without heartbeats, clients that are stuck have to be found all the same.
+        self._interval = settings.ping_interval or settings.send_timeout
         # When each stream is to be looked at for its silence; it may have said something since that was written down.
         # The number decides between equal times, since references cannot be compared.
         self._silences: list[tuple[float, int, weakref.ref[Stream]]] = []
@@ -83,10 +85,7 @@ class Rounds:
     def join(self, stream: Stream) -> None:
         """Take a stream in."""
         self.streams[stream] = None
-        if self._settings.ping_interval:
-            heapq.heappush(
-                self._silences, (stream.opened + self._settings.ping_interval, next(self._numbers), weakref.ref(stream))
-            )
+        heapq.heappush(self._silences, (stream.opened + self._interval, next(self._numbers), weakref.ref(stream)))
         if self._settings.max_age is not None:
             age = self._settings.max_age * random.uniform(0.8, 1.0)  # noqa: S311  only spreads
             heapq.heappush(self._ages, (stream.opened + age, next(self._numbers), weakref.ref(stream)))
@@ -227,7 +226,8 @@ class Rounds:
             yield 0.0
 
     def _heartbeat(self) -> Iterator[float]:
-        interval, patience = self._settings.ping_interval, self._settings.send_timeout
+        interval, patience = self._interval, self._settings.send_timeout
+        pings = self._settings.ping_interval > 0
         now = time.monotonic()
         while self._silences and self._silences[0][0] <= now:
             pushes: defaultdict[Pusher, list[Stream]] = defaultdict(list)
@@ -240,15 +240,20 @@ class Rounds:
                     if stream is None or stream not in self.streams:
                         heapq.heappop(self._silences)
                         continue
-                    if stream.last_active + interval <= now:
-                        if stream.writing_since and now - stream.writing_since > patience:
-                            self._to_close.append((stream, CloseReason.STALLED))
-                        elif (pusher := stream.pusher()) is not None:
-                            pushes[pusher].append(stream)
-                        elif stream.put_ping():
-                            self._to_wake.append(stream)
-                        stream.last_active = now
-                    heapq.heapreplace(self._silences, (stream.last_active + interval, number, reference))
+                    due = stream.last_active + interval
+                    # Also where events keep coming: they may be dropped for ever.
+                    stuck = bool(stream.writing_since) and now - stream.writing_since > patience
+                    if stuck:
+                        self._to_close.append((stream, CloseReason.STALLED))
+                    if due <= now:
+                        due = now + interval
+                        if pings and not stuck:
+                            if (pusher := stream.pusher()) is not None:
+                                pushes[pusher].append(stream)
+                            elif stream.put_ping():
+                                self._to_wake.append(stream)
+                            stream.last_active = now
+                    heapq.heapreplace(self._silences, (due, number, reference))
             for pusher, streams in pushes.items():
                 left = pusher.push(streams, _PING_CHUNK)
                 with self._lock:
@@ -290,5 +295,5 @@ class Rounds:
                 due.append(self._lingering[0][0])
         # Thousands of streams would have a moment each: what falls due within a hundredth of the interval is done
         # together.
-        rest = min(max(self._settings.ping_interval / 100, _SHORTEST_REST), _LONGEST_REST)
+        rest = min(max(self._interval / 100, _SHORTEST_REST), _LONGEST_REST)
         return max(min(due) - time.monotonic(), rest) if due else None

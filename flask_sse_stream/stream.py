@@ -8,6 +8,7 @@ it happens under the lock of its owner, the pool manager, which no one holds whi
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from _queue import Empty, SimpleQueue
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from .overflow import Hole, HoledQueue, Item, Policies, conflate, drop, drop_old
 from .settings import Settings
 from .transports.base import Pusher, Transport, Waiter
 
-__all__ = ["CloseReason", "Lock", "Stream", "StreamOwner"]
+__all__ = ["CloseReason", "Lock", "Stream", "StreamOwner", "call_foreign"]
 
 logger = logging.getLogger("flask_sse_stream")
 
@@ -51,6 +52,21 @@ class CloseReason(str, Enum):
 # Their transports may hang in a write, and what waits for them would only hold memory.
 _CUT: Final = {CloseReason.SLOW, CloseReason.STALLED}
 _DISCARD: Final = {*_CUT, CloseReason.PEER}
+
+
+def call_foreign(complaint: str, function: Callable[..., object], *arguments: Any) -> None:
+    """Call code of a user's; what it raises is logged and concerns nobody else.
+
+    gevent's ``Timeout`` too, which is no :class:`Exception` and would end the flusher; but not what means to end the
+    greenlet, thread or process that calls.
+    """
+    try:
+        function(*arguments)
+    except BaseException as error:
+        kill = getattr(sys.modules.get("greenlet"), "GreenletExit", SystemExit)
+        if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit, kill)):
+            raise
+        logger.exception(complaint)
 
 
 class Lock:
@@ -250,10 +266,7 @@ class Stream:
         self._call(callback, reason)
 
     def _call(self, callback: Callable[[Stream, CloseReason], object], reason: CloseReason) -> None:
-        try:
-            callback(self, reason)
-        except Exception:
-            logger.exception("a callback of on_close raised")
+        call_foreign("a callback of on_close raised", callback, self, reason)
 
     def _event(self, data: Any, event: str | None, id: str | int | None, retry: int | None) -> Event:
         if isinstance(data, Event):

@@ -20,9 +20,9 @@ from .event import END_ID, PING
 from .pools import PoolManager
 from .settings import Settings
 from .stream import CloseReason, Stream
-from .transports.base import Loop, Task, current_runtime
+from .transports.base import Runtime, Task, current_runtime
 from .transports.iterator import Body, IteratorTransport
-from .transports.servers import GivenUp, client_socket, cut, give_up, in_one_piece, limit_silence, tune
+from .transports.servers import GivenUp, PeerWatch, client_socket, cut, give_up, in_one_piece, limit_silence, tune
 
 __all__ = [
     "SSEMiddleware",
@@ -142,18 +142,19 @@ def respond(
         # Any status but 200 would make a browser give up for ever (HTML standard, 9.2.2).
         start_response("200 OK", head)
         return [manager.full_body()]
+    verdict = task = None
     if client is not None:
         tune(client, settings.send_buffer)
-    task = None
+        verdict = PeerWatch(client, settings.send_timeout, settings.ping_interval).verdict
     if source is not None:
         stream.room = runtime.waiter()
         task = runtime.spawn(_feeder(stream, source))
-    body = Body(stream, waiter, task)
+    body = Body(stream, waiter, task, verdict)
     write = start_response("200 OK", head)
     given_up = give_up(environ, write, runtime.socket_type) if settings.fast_path else None
     if given_up is None:
         return body
-    return _hand_off(body, stream, write, given_up, settings.send_timeout, runtime.loop(), task)
+    return _hand_off(body, stream, write, given_up, settings.send_timeout, runtime, task)
 
 
 def _hand_off(
@@ -162,13 +163,13 @@ def _hand_off(
     write: Callable[[bytes], object],
     given_up: GivenUp,
     send_timeout: float,
-    loop: Loop,
+    runtime: Runtime,
     task: Task | None,
 ) -> Iterable[bytes]:
     """Have the server write the head and the first bytes; from there on the reactor serves its socket."""
-    # By name, since there are systems that have no epoll.
-    reactor = import_module("flask_sse_stream.transports.reactor").Reactor.of(loop)
     try:
+        # By name, since there are systems that have no epoll. The first of a process needs descriptors of its own.
+        reactor = import_module("flask_sse_stream.transports.reactor").Reactor.of(runtime.loop())
         transport = reactor.adopt(stream, given_up.client, task)
     except OSError as error:
         logger.warning("a stream stays with its server: %s", error)

@@ -687,7 +687,7 @@ def test_a_ping_interval_of_zero_means_none(monkeypatch: pytest.MonkeyPatch) -> 
     stream = house.open()
     house.take(stream)
     clock.now += 100_000
-    assert house.flush() is None
+    assert house.flush() == house.manager.settings.send_timeout  # to see who is stuck
     assert house.take(stream) == b""
 
 
@@ -702,6 +702,24 @@ def test_a_transport_that_hangs_in_a_write_is_cut_off_in_time(monkeypatch: pytes
     assert stream.reason is CloseReason.STALLED
     assert isinstance(transport := stream.transport, RecordingTransport)
     assert transport.closes == 1
+
+
+@pytest.mark.parametrize("ping_interval", [0, 10.0])
+def test_a_transport_that_hangs_is_cut_off_also_where_events_keep_coming_and_are_dropped(
+    ping_interval: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    house = House(ping_interval=ping_interval, send_timeout=15.0, overflow="drop_oldest", queue_events=3)
+    stream, healthy = house.open(), house.open()
+    assert stream.take()  # and never comes back
+    began = clock.now
+    while stream.reason is None:
+        clock.now += 1
+        house.manager.publish("k", "x")
+        house.take(healthy)
+        assert clock.now - began <= 2 * 15 + ping_interval, "it goes on for ever"
+    assert stream.reason is CloseReason.STALLED
+    assert healthy.reason is None
 
 
 def test_a_stream_is_rotated_between_80_and_100_percent_of_its_age(monkeypatch: pytest.MonkeyPatch) -> None:

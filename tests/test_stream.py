@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 from fakes import Clock, House, RecordingTransport
+from greenlet import GreenletExit
 
 from flask_sse_stream.errors import EventError, StreamClosed
 from flask_sse_stream.event import Event
@@ -130,6 +131,28 @@ def test_callbacks_are_called_once_with_the_reason_and_one_that_raises_does_not_
     stream.on_close(lambda *arguments: seen.append("at once"))
     assert seen == [(stream, CloseReason.KICKED), "at once"]
     assert "a callback of on_close raised" in caplog.text
+
+
+def test_what_a_callback_raises_beyond_exception_is_logged_unless_it_means_to_end_us(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Timeout(BaseException):
+        """As gevent's."""
+
+    def raising(error: BaseException) -> None:
+        raise error
+
+    house = House()
+    first = house.open()
+    first.on_close(lambda stream, reason: raising(Timeout("mine")))
+    first.close()
+    assert "a callback of on_close raised" in caplog.text
+    for kill in (SystemExit, KeyboardInterrupt, GreenletExit):
+        stream = house.open()
+        stream.on_close(lambda stream, reason, kill=kill: raising(kill()))  # type: ignore[misc]
+        with pytest.raises(kill):
+            stream.close()
+    assert house.manager.count_all() == 0
 
 
 def test_every_send_and_the_end_wake_the_transport() -> None:

@@ -40,14 +40,24 @@ class IteratorTransport:
 
 
 class Body:
-    """The body of one streamed response, which the server iterates and closes (PEP 3333)."""
+    """The body of one streamed response, which the server iterates and closes (PEP 3333).
 
-    __slots__ = ("_stream", "_task", "_waiter")
+    ``verdict`` says whether the client has left, since the server's writes do not; ``None`` where nobody knows.
+    """
 
-    def __init__(self, stream: Stream, waiter: Waiter, task: Task | None = None) -> None:
+    __slots__ = ("_stream", "_task", "_verdict", "_waiter")
+
+    def __init__(
+        self,
+        stream: Stream,
+        waiter: Waiter,
+        task: Task | None = None,
+        verdict: Callable[[], CloseReason | None] | None = None,
+    ) -> None:
         self._stream: Stream | None = stream
         self._waiter = waiter
         self._task = task
+        self._verdict = verdict
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -56,7 +66,11 @@ class Body:
         while (stream := self._stream) is not None:
             data = stream.take()
             if data:
-                return data
+                reason = self._verdict() if self._verdict is not None else None
+                if reason is None:
+                    return data
+                stream.close(reason)
+                continue
             if data is None:
                 self.close()
             else:

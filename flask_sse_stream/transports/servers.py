@@ -10,14 +10,22 @@ import contextlib
 import functools
 import os
 import socket
+import struct
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-__all__ = ["GivenUp", "client_socket", "cut", "give_up", "in_one_piece", "limit_silence", "tune"]
+from ..stream import CloseReason
+
+__all__ = ["GivenUp", "PeerWatch", "client_socket", "cut", "give_up", "in_one_piece", "limit_silence", "tune"]
 
 _TCP_CORK: Final = getattr(socket, "TCP_CORK", 3)
 _TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18)
+_TCP_ESTABLISHED: Final = 1
+# Of struct tcp_info (linux/tcp.h), which only ever grows at its end: tcpi_state, tcpi_unacked, tcpi_last_ack_recv.
+_TCP_INFO_HEAD: Final = struct.Struct("=B23xI28xI")
+_LOOK_SECONDS: Final = 1.0
 # gunicorn's gevent_pywsgi worker says "sock", its other workers "socket".
 _KEYS: Final = ("gunicorn.socket", "gunicorn.sock", "werkzeug.socket")
 
@@ -77,6 +85,11 @@ def give_up(environ: Mapping[str, Any], write: Any, socket_type: type) -> GivenU
     # Not a subclass of a socket: TLS is one.
     if not fits or type(found.client) is not socket_type or sys.platform != "linux":
         return None
+    if found.shuts_down:
+        try:
+            _nobody()
+        except OSError:  # out of descriptors
+            return None
     if found.chunked == "chunked":
         handler.force_close()  # before the head, which says so then
     else:
@@ -124,6 +137,49 @@ def limit_silence(client: Any, seconds: float) -> None:
     """
     with contextlib.suppress(OSError):
         client.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, round(seconds * 1000))
+
+
+class PeerWatch:
+    """Asks the kernel what has become of a client to which a server writes.
+
+    A write says nothing of it: the kernel takes bytes for a client that has left, or that no packet reaches any more,
+    until its buffer is full. ``patience`` is how many seconds what was sent may stay unacknowledged, and ``interval``
+    between two times that it is asked, at most a second.
+    """
+
+    __slots__ = ("_client", "_interval", "_next", "_patience", "_silent_since")
+
+    def __init__(self, client: Any, patience: float, interval: float) -> None:
+        self._client = client
+        self._patience = patience
+        self._interval = min(interval or _LOOK_SECONDS, _LOOK_SECONDS)
+        self._next = 0.0
+        self._silent_since: float | None = None
+
+    def verdict(self) -> CloseReason | None:
+        """Say why the stream is over, before something is written to it; ``None``: it is not, for all that is known."""
+        now = time.monotonic()
+        if now < self._next or sys.platform != "linux":
+            return None
+        self._next = now + self._interval
+        try:
+            info = self._client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_HEAD.size)
+            state, unacknowledged, since_ack = _TCP_INFO_HEAD.unpack(info)
+        except (
+            AttributeError,
+            OSError,
+            struct.error,
+        ):  # a Unix socket, or a server's own kind of one
+            return None
+        if state != _TCP_ESTABLISHED:
+            return CloseReason.PEER  # It has closed its side at least: a client of a stream has nothing more to say.
+        if not unacknowledged:
+            self._silent_since = None
+        elif self._silent_since is None or now - since_ack / 1000 > self._silent_since:
+            self._silent_since = now
+        elif now - self._silent_since > self._patience:
+            return CloseReason.STALLED
+        return None
 
 
 @contextlib.contextmanager

@@ -31,8 +31,9 @@ from gunicorn.workers.gthread import ThreadWorker
 from flask_sse_stream.pools import PoolManager
 from flask_sse_stream.settings import Settings
 from flask_sse_stream.stream import CloseReason
-from flask_sse_stream.transports.gevent import Mailbox
+from flask_sse_stream.transports.gevent import GeventRuntime, Mailbox
 from flask_sse_stream.transports.reactor import Reactor
+from flask_sse_stream.transports.threads import ThreadLoop
 from flask_sse_stream.wsgi import respond
 
 Wrap = Callable[[Any], Any]
@@ -457,6 +458,36 @@ def test_without_a_free_descriptor_the_server_keeps_its_socket(
     assert handed_off() == 0
     assert "a stream stays with its server: [Errno 24] Too many open files" in caplog.text
     client.close()
+
+
+@pytest.mark.parametrize("what", ["epoll", "eventfd"])
+def test_without_descriptors_for_the_first_reactor_streams_stay_with_their_server(
+    what: str, manager: PoolManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none_is_free(*arguments: Any) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        if what == "epoll":
+            patch.setattr("flask_sse_stream.transports.reactor._Epoll", none_is_free)
+        else:
+            patch.setattr("os.eventfd", none_is_free)
+        loop = ThreadLoop() if what == "epoll" else None
+        patch.setattr("flask_sse_stream.transports.threads.ThreadLoop._current", loop)
+        patch.setattr(GeventRuntime, "loop", lambda runtime: ThreadLoop.current())
+        server = Server(manager)
+        client = server.connect()
+        read_some(client, b": open")
+        manager.publish("k", "x")
+        read_some(client, b"data: x")
+        assert "a stream stays with its server: [Errno 24] Too many open files" in caplog.text
+        client.close()
+        manager.publish("k", "to one that has left")
+        wait_for(lambda: manager.publish("k", "again") and manager.count_all() == 0, "it is gone")
+        server.stop()
+    gc.collect()
+    wait_for(lambda: len(os.listdir("/proc/self/fd")) <= before + 2, "no descriptor of it is left")
 
 
 def test_an_error_of_the_servers_write_leaves_nothing_behind(manager: PoolManager) -> None:
