@@ -40,7 +40,8 @@ def wait_for(condition: Callable[[], T], what: str, seconds: float = 15.0) -> T:
 # Each process of a test run has ports of its own: what one has just found free, another must not take. All are below
 # those that the kernel gives to outgoing connections: one of these would take the port of a server that is away, or be
 # connected to itself when somebody looks whether the server is back.
-JOB = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+_PATCHED = "gevent.monkey" in sys.modules and sys.modules["gevent.monkey"].is_module_patched("socket")
+JOB = 7 if _PATCHED else int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 7
 
 
 class Ports:
