@@ -9,6 +9,7 @@ The way of an event, and where each part of it lives:
 * ``stream``: one client's queue and cursor, and how it may end.
 * ``transports``: move a stream's bytes to its client.
 * ``wsgi``, ``extension``: answer requests, for any WSGI app and for Flask.
+* ``access``, ``tickets``, ``revocations``: who may listen, on what text's word, and until when.
 * ``publisher``, ``bridge``: publish from processes that have no streams, and what other software says.
 * ``settings``, ``errors``: what can be set, and what can go wrong.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .access import Ticket
 from .errors import AccessDenied, BrokerError, EventError, SettingsError, SSEError, StreamClosed, StreamsFull
 from .event import Event, EventDecoder
 from .pools import PoolManager
@@ -43,6 +45,7 @@ __all__ = [
     "Stream",
     "StreamClosed",
     "StreamsFull",
+    "Ticket",
 ]
 
 

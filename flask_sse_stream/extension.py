@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, ParamSpec, TypeVar
 
 from blinker import Namespace
-from flask import Flask, Response, current_app, has_app_context, request
+from flask import Flask, Response, after_this_request, current_app, has_app_context, request, url_for
 from flask.json.provider import DefaultJSONProvider
 from flask.typing import ResponseReturnValue
+from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Forbidden, HTTPException, NotAcceptable, NotFound, Unauthorized
 from werkzeug.wsgi import ClosingIterator
 
+from .access import Ticket, now
 from .bridge import Bridge, Target
 from .errors import AccessDenied, SettingsError
 from .event import END_ID, Event
@@ -26,12 +28,15 @@ from .pools import PoolManager, Stats
 from .settings import Settings
 from .shortcut import Shortcut
 from .stream import CloseReason, Stream
+from .tickets import Tickets, bearer
 from .wsgi import (
+    LAST_EVENT_ID_PARAM,
     Source,
     accepts_event_stream,
     check_public,
     check_source,
     cors_headers,
+    discard,
     last_event_id,
     preflight_headers,
     respond,
@@ -50,7 +55,7 @@ _NAME: Final = "sse_stream"
 _UNSET: Final[Any] = object()
 
 P = ParamSpec("P")
-Authorize = Callable[[Sequence[str]], Iterable[str] | None]
+Authorize = Callable[[Sequence[str]], Iterable[str] | Ticket | None]
 _A = TypeVar("_A", bound=Authorize)
 
 _signals = Namespace()
@@ -84,34 +89,67 @@ class EventStreamResponse(Response):
         stream: Stream | None = None,
         source: Source | None = None,
         headers: Mapping[str, str] | None = None,
+        ticket: Ticket | None = None,
     ) -> None:
         # An iterator without a length, passed through: hooks that measure or rewrite bodies leave it alone.
         self._nothing: Iterable[bytes] = iter(())
         super().__init__(self._nothing, content_type="text/event-stream", headers=headers, direct_passthrough=True)
         self._manager = manager
         self._keys = keys
+        self._ticket = ticket
         self._source = source
         if stream is not None:
             self.stream = stream
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
-        """Begin the stream."""
-        source, self._source = self._source, None
+        """Begin the stream, when the server asks for the body: Flask has let go of the request's context by then."""
+        stream, source = self.__dict__.get("stream"), self._source
+        self._source = None
         unwanted = {"content-type"}
         if self.response is not self._nothing:
             # A hook took it for a body that it can encode, as Flask-Compress does where it is told to.
             unwanted.add("content-encoding")
-        body = respond(
+        begin = functools.partial(
+            respond,
             self._manager,
             environ,
             start_response,
             keys=self._keys,
-            stream=self.__dict__.get("stream"),
+            stream=stream,
             source=source,
             headers=[item for item in self.headers.to_wsgi_list() if item[0].lower() not in unwanted],
+            ticket=self._ticket,
         )
+        # A receiver of the signal may ask for the request.
+        body = begin() if stream_opened.receivers else _Beginning(begin, functools.partial(discard, stream, source))
         # Only where a hook asked to be called at the end: otherwise nothing of the request is kept for so long.
         return ClosingIterator(body, self.close) if self._on_close else body
+
+
+class _Beginning:
+    """The body of a stream that begins when its server first asks for it.
+
+    What is released with a request's context, such as a database's session, is so before anything is waited for: a
+    broker's answer, or a client that is slow to take its first bytes. A server must not expect ``start_response`` to be
+    called before (PEP 3333, "The start_response() Callable").
+    """
+
+    def __init__(self, begin: Callable[[], Iterable[bytes]], discard: Callable[[], None]) -> None:
+        self._begin: Callable[[], Iterable[bytes]] | None = begin
+        self._close = discard
+
+    def __iter__(self) -> Iterator[bytes]:
+        begin, self._begin = self._begin, None
+        if begin is None:
+            return iter(())
+        self._close = _do_nothing  # what the server's next words are for is respond()'s to close
+        body = begin()
+        self._close = getattr(body, "close", _do_nothing)
+        return iter(body)
+
+    def close(self) -> None:
+        self._begin = None
+        self._close()
 
 
 class SSE:
@@ -130,6 +168,7 @@ class SSE:
         self._options = options
         self._authorize: Authorize | None = None
         self._managers: list[weakref.ref[PoolManager]] = []
+        self._tickets: weakref.WeakKeyDictionary[PoolManager, Tickets] = weakref.WeakKeyDictionary()
         if app is not None:
             self.init_app(app)
 
@@ -146,20 +185,22 @@ class SSE:
             )
         settings = Settings.from_mapping(app.config, **self._options)
         manager = PoolManager(settings, dumps=functools.partial(_dumps, app))
+        tickets = Tickets(settings, functools.partial(_secrets, weakref.ref(app)))
         if settings.path is not None:
             if any(rule.rule == settings.path and "GET" in (rule.methods or ()) for rule in app.url_map.iter_rules()):
                 raise SettingsError(f"SSE_PATH {settings.path!r} is another view's route already: choose another path")
             app.add_url_rule(
                 settings.path,
                 endpoint=_NAME,
-                view_func=functools.partial(self._endpoint, manager),
+                view_func=functools.partial(self._endpoint, manager, tickets),
                 methods=["GET", "OPTIONS"],
                 provide_automatic_options=False,
             )
             is_free = functools.partial(_has_nobody_to_ask, weakref.ref(self), weakref.ref(app))
-            app.wsgi_app = Shortcut(app, manager, _NAME, is_free)  # type: ignore[method-assign]
+            app.wsgi_app = Shortcut(app, manager, tickets, _NAME, is_free)  # type: ignore[method-assign]
         _wire_signals(weakref.ref(app), manager)
         app.extensions[_NAME] = manager
+        self._tickets[manager] = tickets
         self._managers.append(weakref.ref(manager))
 
     @property
@@ -255,11 +296,67 @@ class SSE:
         It gives back the keys that are allowed, raises :class:`AccessDenied` (401, 403 or 404) or aborts; giving
         none is 403. With it, ``SSE_PUBLIC_KEYS`` no longer counts. It runs in the request, before anything is
         registered.
+
+        Instead of keys it may give a :class:`~flask_sse_stream.Ticket`, which says besides whose stream it is, for
+        :meth:`revoke`, and when it ends. With ``SSE_TICKETS`` it is handed the keys of the request's ticket, or those
+        of them that were asked for, and may give fewer, not others.
         """
         self._authorize = function
         return function
 
-    def _endpoint(self, manager: PoolManager) -> ResponseReturnValue:
+    def ticket(self, keys: str | Iterable[str], *, user: str | int | None = None, ttl: float | None = None) -> str:
+        """Make a ticket, with which whoever has it may listen to ``keys`` (1 to 100, or one as text) and to no others.
+
+        ``user``
+            whose it is, for :meth:`revoke`.
+        ``ttl``
+            seconds that it is good for, at most ``SSE_TICKET_MAX_TTL``; ``SSE_TICKET_TTL`` if left out. A stream that
+            was opened with it ends then too, with the event ``stream-expired`` and reason ``expired``.
+
+        The text is for the query parameter ``SSE_TICKET_PARAM``, in which no character needs escaping, or for the
+        header ``Authorization: Bearer``. It is signed with the app's ``SECRET_KEY``; those of ``SECRET_KEY_FALLBACKS``
+        are accepted.
+
+        Raises :class:`EventError` for bad keys, :class:`ValueError` for a bad ``user`` or ``ttl``, and
+        :class:`SettingsError` where ``SECRET_KEY`` is missing or ``SSE_TICKETS`` is off.
+        """
+        return self._tickets[self.manager].make(keys, user=user, ttl=ttl)
+
+    def url_for_stream(
+        self,
+        keys: str | Iterable[str],
+        *,
+        user: str | int | None = None,
+        ttl: float | None = None,
+        last_event_id: str | None = None,
+        **values: Any,
+    ) -> str:
+        """Give the URL at which to listen to ``keys``: with a ticket of :meth:`ticket` where ``SSE_TICKETS`` is on.
+
+        ``last_event_id`` lets the stream go on after that event, as when a page renews its ticket. Other arguments are
+        for :func:`flask.url_for` (``_external=True``). Raises as :meth:`ticket`, and :class:`SettingsError` for an
+        app without the endpoint.
+        """
+        manager = self.manager
+        settings = manager.settings
+        if settings.path is None:
+            raise SettingsError("SSE_PATH is None, so there is no endpoint to give the URL of: build that of your view")
+        if settings.tickets or user is not None or ttl is not None:
+            values[settings.ticket_param] = self.ticket(keys, user=user, ttl=ttl)
+        else:
+            values[settings.key_param] = list(manager.check_keys([keys] if isinstance(keys, str) else keys))
+        if last_event_id is not None:
+            values[LAST_EVENT_ID_PARAM] = last_event_id
+        return url_for(_NAME, **values)
+
+    def revoke(self, *, user: str | int | None = None, key: str | None = None) -> None:
+        """End the streams of ``user``, of ``key``, or of this user for this key, in every process.
+
+        Tickets that were made before are refused. See :meth:`PoolManager.revoke`.
+        """
+        self.manager.revoke(user=user, key=key)
+
+    def _endpoint(self, manager: PoolManager, tickets: Tickets) -> ResponseReturnValue:
         settings = manager.settings
         if request.method == "OPTIONS":
             response = Response(status=204, headers=preflight_headers(settings, request.environ))
@@ -267,20 +364,48 @@ class SSE:
             return response
         if last_event_id(request.environ) == END_ID:
             return EventStreamResponse(manager)
-        keys: Sequence[str] = request.args.getlist(settings.key_param) or [settings.default_key]
         try:
-            keys = manager.check_keys(keys)
+            keys, ticket = self._admit(manager, tickets)
+        except AccessDenied as error:
+            _add_cors(settings)
+            refusal = _DENIED[error.status](str(error))
+            if isinstance(refusal, Unauthorized) and settings.tickets:
+                # What would be accepted (RFC 9110, section 11.6.1).
+                refusal = Unauthorized(str(error), www_authenticate=WWWAuthenticate("bearer"))
+            raise refusal from error
+        except ValueError as error:
+            _add_cors(settings)
+            return Response(f"{error}\n", 400, content_type="text/plain; charset=utf-8")
+        except BaseException:  # what the hook aborts with
+            _add_cors(settings)
+            raise
+        return EventStreamResponse(manager, keys=keys, ticket=ticket)
+
+    def _admit(self, manager: PoolManager, tickets: Tickets) -> tuple[tuple[str, ...], Ticket | None]:
+        """Give what the current request listens to, and what it was let in with."""
+        settings = manager.settings
+        asked = request.args.getlist(settings.key_param)
+        ticket: Ticket | None = None
+        if settings.tickets:
+            text = bearer(request.environ) or request.args.get(settings.ticket_param)
+            keys, ticket = tickets.admit(asked, text)
+        else:
+            keys = manager.check_keys(asked or [settings.default_key])
             if self._authorize is None:
                 check_public(settings, keys)
-            else:
-                keys = manager.check_keys(self._authorize(keys) or _nothing())
-        except AccessDenied as error:
-            raise _with_cors(_DENIED[error.status](str(error)), settings) from error
-        except ValueError as error:
-            return Response(
-                f"{error}\n", 400, cors_headers(settings, request.environ), content_type="text/plain; charset=utf-8"
-            )
-        return EventStreamResponse(manager, keys=keys)
+        if self._authorize is None:
+            return keys, ticket
+        since = now() if ticket is None else ticket.issued  # what is revoked while it is asked counts
+        answer = self._authorize(keys) or _nothing()
+        allowed = answer if isinstance(answer, Ticket) else Ticket(answer)
+        granted = manager.check_keys(allowed.keys or _nothing())
+        if ticket is None:
+            return granted, Ticket(granted, user=allowed.user, expires=allowed.expires, issued=since)
+        if not set(granted) <= set(keys):
+            raise AccessDenied("this ticket is for other keys")
+        ends = [expires for expires in (ticket.expires, allowed.expires) if expires is not None]
+        user = allowed.user if allowed.user is not None else ticket.user
+        return granted, Ticket(ticket.keys, user=user, expires=min(ends, default=None), issued=since)
 
     # Streams of one request
 
@@ -402,13 +527,28 @@ def _nothing() -> Sequence[str]:
     raise AccessDenied("no right to any of these keys")
 
 
-def _with_cors(error: HTTPException, settings: Settings) -> HTTPException:
+def _do_nothing() -> None:
+    """There is nothing to close."""
+
+
+def _secrets(app: weakref.ref[Flask]) -> list[str | bytes]:
+    """Give what Flask signs with, the current secret first; read each time, since it may be set or changed later."""
+    strong = app()
+    if strong is None or not strong.secret_key:
+        return []
+    return [strong.secret_key, *(strong.config.get("SECRET_KEY_FALLBACKS") or ())]
+
+
+def _add_cors(settings: Settings) -> None:
+    """Let a listed origin's page read why it was refused, whoever words that."""
     headers = cors_headers(settings, request.environ)
-    if not headers:
-        return error
-    response = error.get_response(request.environ)
-    response.headers.extend(headers)
-    return type(error)(error.description, response=response)
+
+    def add(response: Response) -> Response:
+        response.headers.extend(headers)
+        return response
+
+    if headers:
+        after_this_request(add)
 
 
 def _dumps(app: Flask, value: Any) -> str:

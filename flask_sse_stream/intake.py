@@ -11,9 +11,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from .access import CONTROL_KEY
 from .brokers.base import Delivery, Gap, History, Life
 from .event import Event, Message
 from .listeners import Listeners
+from .revocations import Revocations
 from .rounds import Rounds
 from .stream import Lock
 from .window import Windows
@@ -29,12 +31,19 @@ class Intake:
     """
 
     def __init__(
-        self, lock: Lock, windows: Windows, listeners: Listeners, rounds: Rounds, wake: Callable[[], object]
+        self,
+        lock: Lock,
+        windows: Windows,
+        listeners: Listeners,
+        rounds: Rounds,
+        revocations: Revocations,
+        wake: Callable[[], object],
     ) -> None:
         self._lock = lock
         self._windows = windows
         self._listeners = listeners
         self._rounds = rounds
+        self._revocations = revocations
         self._wake = wake
         self._inbox: deque[Delivery] = deque()
         self.reset_count = 0
@@ -71,11 +80,21 @@ class Intake:
             return self._take_news(delivery)
         if delivery.epoch != self._windows.epoch:
             self.enter(Life(delivery.epoch, delivery.seq - 1))
+        if delivery.key == CONTROL_KEY:
+            return self._take_control(delivery)
         if not self._windows.add(delivery, time.monotonic(), self._listeners):
             return False  # delivered again
         if delivery.key not in self._listeners:
             return False
         self._rounds.outbox.append(delivery)
+        return True
+
+    def _take_control(self, message: Message) -> bool:
+        """Take what processes tell each other: it is in no window, and no client ever sees it."""
+        if message.seq <= self._windows.head:
+            return False  # delivered again
+        self._windows.reach(message.seq)
+        self._revocations.take(message)
         return True
 
     def _take_news(self, news: Gap | History | Life) -> bool:
@@ -93,6 +112,9 @@ class Intake:
         """Tell the streams of a key that it lost events on the way to this process."""
         if gap.epoch != self._windows.epoch or gap.seq <= self._windows.born:
             return False  # Whoever listened to that log, or this one then, has been told already.
+        if gap.key == CONTROL_KEY:
+            self._revocations.lost()
+            return True
         self._windows.lose(gap.key, gap.seq, time.monotonic())
         for stream in self._listeners.of(gap.key):
             keys = stream.keys if gap.key is None else (gap.key,)
@@ -108,6 +130,7 @@ class Intake:
         if first:
             return
         self._rounds.forget_messages()
+        self._revocations.lost()
         for stream in self._listeners.of(None):
             stream.put_reset(self.reset("epoch", stream.keys), life.head)
             self._rounds.wake_soon(stream)

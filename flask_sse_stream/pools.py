@@ -31,19 +31,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from .access import CONTROL_KEY, Revocation, Ticket, mark_names, now, user_name
 from .brokers.base import Broker, BrokerStats, Delivery, Life, broker_from_url
-from .errors import BrokerError, EventError, StreamsFull
+from .errors import AccessDenied, BrokerError, EventError, StreamsFull
 from .event import END_ID, Event, encode_json, retry_block, to_text
 from .intake import Intake
 from .listeners import Listeners
 from .overflow import Policies
+from .revocations import Revocations
 from .rounds import Rounds
 from .settings import Settings
 from .stream import CloseReason, Lock, Stream, call_foreign
 from .transports.base import Flusher, Runtime, Transport, current_runtime
 from .window import Windows
 
-__all__ = ["MAX_KEYS", "Hooks", "PoolManager", "Stats", "check_key"]
+__all__ = ["MAX_KEYS", "Hooks", "PoolManager", "Stats", "check_key", "check_keys"]
 
 logger = logging.getLogger("flask_sse_stream")
 
@@ -55,6 +57,7 @@ MAX_KEYS: Final = 100
 _MAX_KEY_LENGTH: Final = 255
 _OUTBOX_LIMIT: Final = 256  # a publisher that is so far ahead gives the flusher its turn
 _TURN_SECONDS: Final = 0.1  # and goes on if nothing moves: a flusher that hangs must not hang publishers
+_REVOKED: Final = "the right to this stream was revoked"
 _NOT_IN_KEYS: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -71,6 +74,14 @@ def check_key(key: Any, called: str = "key") -> str:
     if bad is not None:
         raise EventError(f"{called} must not contain {bad.group()!r}: no control character, no lone surrogate")
     return key
+
+
+def check_keys(keys: Iterable[str]) -> tuple[str, ...]:
+    """Give the keys of one stream, each once; :class:`EventError` for a bad one or more than :data:`MAX_KEYS`."""
+    checked = tuple(dict.fromkeys(check_key(key) for key in keys))
+    if not 0 < len(checked) <= MAX_KEYS:
+        raise EventError(f"a stream listens to 1 to {MAX_KEYS} keys, not {len(checked)}")
+    return checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +162,10 @@ class PoolManager:
         self._windows = Windows(size, ttl, fetched=self._broker.remembers)
         self._listeners = Listeners()
         self._rounds = Rounds(self.settings, self.lock, self._listeners.of, self._tell_dropped)
-        self._intake = Intake(self.lock, self._windows, self._listeners, self._rounds, self._wake_flusher)
+        self._revocations = Revocations(self._rounds, lambda: self._jittered_retry(0.5, 1.5))
+        self._intake = Intake(
+            self.lock, self._windows, self._listeners, self._rounds, self._revocations, self._wake_flusher
+        )
         self._flusher: Flusher | None = None
         self._flusher_lock = Lock(lambda: None)
         self._warned = False
@@ -287,6 +301,7 @@ class PoolManager:
 
     def _idle(self, keys: Sequence[str]) -> Sequence[str]:
         """Say which keys nobody here has needed for a while. For the broker."""
+        keys = [key for key in keys if key != CONTROL_KEY]
         with self.lock:
             return self._windows.forget_idle(keys, time.monotonic(), self._listeners)
 
@@ -337,25 +352,31 @@ class PoolManager:
 
     def check_keys(self, keys: Iterable[str]) -> tuple[str, ...]:
         """Give the keys of one stream, each once; :class:`EventError` for a bad one or more than :data:`MAX_KEYS`."""
-        checked = tuple(dict.fromkeys(check_key(key) for key in keys))
-        if not 0 < len(checked) <= MAX_KEYS:
-            raise EventError(f"a stream listens to 1 to {MAX_KEYS} keys, not {len(checked)}")
-        return checked
+        return check_keys(keys)
 
     def open(
-        self, keys: Iterable[str], transport: Transport, runtime: Runtime, *, last_event_id: str | None = None
+        self,
+        keys: Iterable[str],
+        transport: Transport,
+        runtime: Runtime,
+        *,
+        last_event_id: str | None = None,
+        ticket: Ticket | None = None,
     ) -> Stream:
         """Begin a stream that listens to ``keys``, and put what its client missed since ``last_event_id`` into it.
 
         Raises :class:`StreamsFull` over a limit, :class:`EventError` for bad keys and :class:`BrokerError`; then
         nothing is registered. An id that leads nowhere is no error: the stream begins with ``stream-reset``.
+
+        With a ``ticket`` it ends when that expires or is revoked; one that was revoked already is
+        :class:`AccessDenied`.
         """
-        stream = Stream(self, self.check_keys(keys))
+        stream = Stream(self, self.check_keys(keys), ticket)
         self._check_limits(stream.keys)
         self._know_the_log()
         while not self._open(stream, transport, last_event_id):
-            pass  # The log began anew meanwhile: what was asked of it is worth nothing any more.
-        self._start_flusher(runtime)
+            pass  # The log began anew meanwhile, or so: what was asked of it is worth nothing any more.
+        self._start_flusher(runtime, ends=ticket is not None)
         self._announce(stream)
         return stream
 
@@ -365,18 +386,34 @@ class PoolManager:
             epoch = self._windows.epoch
             wanted = self._windows.incomplete((*stream.keys, None), time.monotonic())
         asked = wanted if last_event_id or self.settings.join_history else []
-        position = self._outside(lambda: self._broker.cover((*stream.keys, None), asked, last_event_id))
+        covered = (*stream.keys, None, CONTROL_KEY)
+        position = self._outside(lambda: self._broker.cover(covered, asked, last_event_id))
+        # Only now, when this process hears what is revoked after it has looked.
+        revocations = self._revocations.count
+        if stream.ticket is not None:
+            self._check_marks(stream.ticket)
         with self.lock:
             # In one step, so that no event falls between what is replayed and what is offered.
             self._intake.take_all()
             if epoch != self._windows.epoch:
                 return False
+            if stream.ticket is not None:
+                revoked = self._revocations.since(revocations, stream.ticket)
+                if revoked is None:
+                    return False
+                if revoked:
+                    raise AccessDenied(_REVOKED)
             if position.epoch == epoch:
                 self._windows.reach(position.head)
             stream.put_first([self._preamble, *self._first_frames(stream.keys, last_event_id)])
             stream.cursor = self._windows.head
             self._register(stream, transport)
         return True
+
+    def _check_marks(self, ticket: Ticket) -> None:
+        names = mark_names(ticket)
+        if self._outside(lambda: self._broker.marked(names)) >= ticket.issued:
+            raise AccessDenied(_REVOKED)
 
     def attach(self, stream: Stream, transport: Transport, runtime: Runtime) -> None:
         """Begin a stream of one request, made by ``Stream(manager)``. Raises :class:`StreamsFull`."""
@@ -413,7 +450,7 @@ class PoolManager:
             self._windows.touch(key, now)
         self._opened += 1
 
-    def _start_flusher(self, runtime: Runtime) -> None:
+    def _start_flusher(self, runtime: Runtime, *, ends: bool = False) -> None:
         first: list[Callable[[], object]] = []
         with self._flusher_lock:
             if self._flusher is None or not self._flusher.alive:
@@ -431,7 +468,7 @@ class PoolManager:
         for call in first:
             call()
         # The newest stream is the last to be silent for too long; so only the first one brings a date forward.
-        if len(self._rounds.streams) == 1 or self.settings.max_age is not None:
+        if len(self._rounds.streams) == 1 or self.settings.max_age is not None or ends:
             self._flusher.wake()
 
     def _announce(self, stream: Stream) -> None:
@@ -561,6 +598,26 @@ class PoolManager:
             wait = (self.settings.retry or 0) + random.uniform(0, spread)  # noqa: S311  only spreads
             stream.close(CloseReason.SHUTDOWN, retry_block(round(wait)))
         return len(streams)
+
+    def revoke(self, *, user: str | int | None = None, key: str | None = None) -> None:
+        """Take the right to listen away that ``user`` has, or all have to ``key``, or this user to this key.
+
+        In every process, the streams that it concerns end with the event ``stream-expired``
+        (``{"reason": "revoked"}``) and reason ``expired``, and each :class:`Ticket` that was issued before is refused
+        from now on, for ``SSE_TICKET_MAX_TTL`` seconds, longer than which no ticket lives. One that is issued
+        afterwards is as good as any. ``key`` ends the streams that needed no ticket as well; those may come back.
+
+        Raises :class:`ValueError` for neither, or a bad user, :class:`EventError` for a bad key, and
+        :class:`BrokerError`: then it may or may not have been done, and doing it again is harmless.
+        """
+        name = user_name(user)
+        if name is None and key is None:
+            raise ValueError("revoke() needs a user, a key, or both")
+        revocation = Revocation(name, check_key(key) if key is not None else None, now())
+        seconds = self.settings.ticket_max_ttl
+        # In this order: who looks too early for the first will hear the second.
+        self._outside(lambda: self._broker.mark(revocation.mark_name(), revocation.at, seconds))
+        self._outside(lambda: self._broker.publish(CONTROL_KEY, revocation.encode()))
 
     def stats(self) -> Stats:
         """The numbers of this process at this moment."""

@@ -65,6 +65,10 @@ class Publisher:
         """Send an event to every stream of every key; return its id. See :meth:`PoolManager.publish_all`."""
         return self._manager.publish_all(data, event=event, id=id, retry=retry, idempotency_key=idempotency_key)
 
+    def revoke(self, *, user: str | int | None = None, key: str | None = None) -> None:
+        """Take the right to listen away, in every process. See :meth:`PoolManager.revoke`."""
+        self._manager.revoke(user=user, key=key)
+
     def lease(self, name: str, seconds: float) -> bool:
         """Let this process have ``name`` for so long, unless another one has it. See :meth:`PoolManager.lease`."""
         return self._manager.lease(name, seconds)

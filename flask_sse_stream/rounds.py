@@ -19,6 +19,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from .access import expiry_notice
 from .event import PING, Message, chunk
 from .settings import Settings
 from .stream import CloseReason, Lock, Stream
@@ -68,14 +69,16 @@ class Rounds:
         self.dropped_count = 0
         self._life = 0  # counts the lives of the log
         self._to_wake: deque[Stream] = deque()
-        self._to_close: deque[tuple[Stream, CloseReason]] = deque()
+        self._to_close: deque[tuple[Stream, CloseReason, bytes]] = deque()
+        self._searches: deque[Callable[[Stream], tuple[CloseReason, bytes] | None]] = deque()
         self._drops: dict[Stream, int] = {}
         # Without heartbeats, clients that are stuck have to be found all the same.
         self._interval = settings.ping_interval or settings.send_timeout
         # When each stream is to be looked at for its silence; it may have said something since that was written down.
         # The number decides between equal times, since references cannot be compared.
         self._silences: list[tuple[float, int, weakref.ref[Stream]]] = []
-        self._ages: list[tuple[float, int, weakref.ref[Stream]]] = []
+        # When each stream is to end, and why.
+        self._ages: list[tuple[float, int, weakref.ref[Stream], CloseReason]] = []
         self._numbers = itertools.count()
         self._lingering: deque[tuple[float, weakref.ref[Stream]]] = deque()  # ended; their last bytes may be stuck
         self._round: Iterator[float] | None = None
@@ -88,7 +91,18 @@ class Rounds:
         heapq.heappush(self._silences, (stream.opened + self._interval, next(self._numbers), weakref.ref(stream)))
         if self._settings.max_age is not None:
             age = self._settings.max_age * random.uniform(0.8, 1.0)  # noqa: S311  only spreads
-            heapq.heappush(self._ages, (stream.opened + age, next(self._numbers), weakref.ref(stream)))
+            self._end_at(stream.opened + age, stream, CloseReason.ROTATED)
+        left = stream.ticket.left() if stream.ticket is not None else None
+        if left is not None:
+            # From here on by the clock that nobody can set.
+            self._end_at(stream.opened + left, stream, CloseReason.EXPIRED)
+
+    def _end_at(self, when: float, stream: Stream, reason: CloseReason) -> None:
+        if len(self._ages) > 4 * len(self.streams) + _SLICE_STREAMS:
+            # Most of those that are written down have left long before their time.
+            self._ages = [item for item in self._ages if item[2]() in self.streams]
+            heapq.heapify(self._ages)
+        heapq.heappush(self._ages, (when, next(self._numbers), weakref.ref(stream), reason))
 
     def leave(self, stream: Stream, reason: CloseReason) -> bool:
         """Let a stream go; say whether it was here."""
@@ -116,7 +130,11 @@ class Rounds:
 
     def close_soon(self, stream: Stream, reason: CloseReason) -> None:
         """Close the stream in the next round."""
-        self._to_close.append((stream, reason))
+        self._to_close.append((stream, reason, b""))
+
+    def search_soon(self, end: Callable[[Stream], tuple[CloseReason, bytes] | None]) -> None:
+        """Ask of every stream in the next round how it is to end, and what its last bytes are; ``None``: not at all."""
+        self._searches.append(end)
 
     # What the flusher calls
 
@@ -137,7 +155,7 @@ class Rounds:
         except Exception:
             logger.exception("the flusher failed in a round and goes on with the next")
         self._round = None
-        return 0.0 if self.outbox else self._next_due()
+        return 0.0 if self.outbox or self._searches else self._next_due()
 
     def _make_a_round(self) -> Iterator[float]:
         """See to everything once. Yields where others may run; more than 0: seconds of rest."""
@@ -145,6 +163,7 @@ class Rounds:
             yield from self._fan_out()
         yield from self._heartbeat()
         yield from self._end_the_old()
+        yield from self._search()
         yield from self._cut_off_the_stuck()
         yield from self._wake()
 
@@ -215,8 +234,8 @@ class Rounds:
             if len(self._to_wake) % _SLICE_STREAMS == 0:
                 yield 0.0
         while self._to_close:
-            stream, reason = self._to_close.popleft()
-            stream.close(reason)
+            stream, reason, last = self._to_close.popleft()
+            stream.close(reason, last)
             yield 0.0
         while self._drops:
             with self._lock:
@@ -244,7 +263,7 @@ class Rounds:
                     # Also where events keep coming: they may be dropped for ever.
                     stuck = bool(stream.writing_since) and now - stream.writing_since > patience
                     if stuck:
-                        self._to_close.append((stream, CloseReason.STALLED))
+                        self._to_close.append((stream, CloseReason.STALLED, b""))
                     if due <= now:
                         due = now + interval
                         if pings and not stuck:
@@ -264,10 +283,24 @@ class Rounds:
         now = time.monotonic()
         while self._ages and self._ages[0][0] <= now:
             with self._lock:
-                stream = heapq.heappop(self._ages)[2]()
+                _, _, reference, reason = heapq.heappop(self._ages)
+            stream = reference()
             if stream is not None:
-                self._to_close.append((stream, CloseReason.ROTATED))
+                last = expiry_notice("expired") if reason is CloseReason.EXPIRED else b""
+                self._to_close.append((stream, reason, last))
             yield 0.0
+
+    def _search(self) -> Iterator[float]:
+        while self._searches:
+            end = self._searches.popleft()
+            with self._lock:
+                streams = tuple(self.streams)
+            for start in range(0, len(streams), _SLICE_STREAMS):
+                for stream in streams[start : start + _SLICE_STREAMS]:
+                    how = end(stream)
+                    if how is not None:
+                        self._to_close.append((stream, *how))
+                yield 0.0
 
     def _cut_off_the_stuck(self) -> Iterator[float]:
         """Free the server's code that hangs in a write of the last bytes of a stream that has ended."""

@@ -26,7 +26,9 @@ DEFAULT_POLICY: Final[Overflow] = "disconnect"
 WhenFull = Literal["retry", "503"]
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+\Z")
+# As browsers write it (HTML standard, 7.1.1): no capitals, no user, and no port where it is the scheme's own.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s*?#@A-Z]+\Z")
+_USUAL_PORT = re.compile(r"(http://.*:80|https://.*:443)\Z")
 # The server owns how the body is framed, and the format owns its type (RFC 9112; HTML standard, 9.2.5).
 _NOT_OURS_TO_SEND = {"connection", "content-length", "content-type", "keep-alive", "transfer-encoding", "upgrade"}
 
@@ -163,10 +165,16 @@ class Settings:
     cors_origins: tuple[str, ...] = _setting(
         (),
         _texts(
-            "a list of origins such as 'https://example.org' (scheme, host, port; no path), or '*'",
-            lambda v: v == "*" or _ORIGIN.match(v) is not None,
+            "a list of origins as browsers send them, such as 'https://example.org' (scheme, host, and port if it is "
+            "not the usual one; no path, no capitals, no patterns), or '*'",
+            lambda v: v == "*" or (_ORIGIN.match(v) is not None and _USUAL_PORT.match(v) is None),
         ),
         'origins that may read the stream; ``"*"`` for all',
+    )
+    cors_credentials: bool = _setting(
+        False,  # noqa: FBT003
+        _flag,
+        'their pages may send cookies; not with ``"*"``',
     )
     ping_interval: float = _setting(
         10.0, _number(0, 86_400, whole=False), "seconds; a comment to a stream that was silent for so long; 0: none"
@@ -255,7 +263,23 @@ class Settings:
     public_keys: tuple[str, ...] = _setting(
         ("*",),
         _texts("a list of patterns such as 'news' or 'room-*'", bool),
-        "patterns of keys open to everybody while no ``authorize`` hook is registered",
+        "patterns of keys open to everybody while no ``authorize`` hook is registered and ``SSE_TICKETS`` is off",
+    )
+    tickets: bool = _setting(
+        False,  # noqa: FBT003
+        _flag,
+        "a stream of the endpoint needs a ticket; nothing is public",
+    )
+    ticket_param: str = _setting(
+        "ticket", _text("the name of a query parameter", bool), "query parameter that carries the ticket"
+    )
+    ticket_ttl: float = _setting(
+        3600.0, _number(0.1, math.inf, whole=False), "seconds that a ticket is good for, if it is made without ``ttl``"
+    )
+    ticket_max_ttl: float = _setting(
+        86_400.0,
+        _number(0.1, 366 * 86_400, whole=False),
+        "seconds; no ticket is good for longer, and what was revoked is remembered for so long",
     )
 
     def __post_init__(self) -> None:
@@ -272,6 +296,19 @@ class Settings:
             raise SettingsError(
                 f"{PREFIX}JOIN_HISTORY={self.join_history} needs a history, but {PREFIX}HISTORY_SIZE is 0: raise it"
             )
+
+        if self.cors_credentials and "*" in self.cors_origins:
+            raise SettingsError(
+                f"{PREFIX}CORS_CREDENTIALS lets pages send cookies, and {PREFIX}CORS_ORIGINS has '*': anybody's page "
+                "could read the streams of who is logged in; list the origins"
+            )
+        if self.ticket_ttl > self.ticket_max_ttl:
+            raise SettingsError(
+                f"{PREFIX}TICKET_TTL={self.ticket_ttl} is longer than {PREFIX}TICKET_MAX_TTL={self.ticket_max_ttl}: "
+                "shorten the one or raise the other"
+            )
+        if self.ticket_param == self.key_param:
+            raise SettingsError(f"{PREFIX}TICKET_PARAM and {PREFIX}KEY_PARAM are both {self.key_param!r}: rename one")
 
     @classmethod
     def from_mapping(cls, config: Mapping[Any, Any], **options: Any) -> Settings:

@@ -16,7 +16,9 @@ from flask import Flask
 from flask.sessions import SecureCookieSessionInterface
 from flask.signals import appcontext_pushed, request_finished, request_started, request_tearing_down
 
+from .access import Ticket
 from .pools import PoolManager
+from .tickets import Tickets
 from .wsgi import check_public, requested_keys, respond
 
 __all__ = ["Shortcut"]
@@ -33,12 +35,16 @@ class Shortcut:
     """Stands before ``app.wsgi_app``.
 
     ``is_free``
-        says whether streams are open to whom ``SSE_PUBLIC_KEYS`` lets in, without a look at the rest of the request.
+        says whether streams are open to whom ``SSE_PUBLIC_KEYS`` lets in, or who has a ticket, without a look at the
+        rest of the request.
     """
 
-    def __init__(self, app: Flask, manager: PoolManager, endpoint: str, is_free: Callable[[], bool]) -> None:
+    def __init__(
+        self, app: Flask, manager: PoolManager, tickets: Tickets, endpoint: str, is_free: Callable[[], bool]
+    ) -> None:
         self._app = app
         self._manager = manager
+        self._tickets = tickets
         self._endpoint = endpoint
         self._view = app.view_functions[endpoint]
         self._is_free = is_free
@@ -53,13 +59,17 @@ class Shortcut:
         """Answer one request."""
         if environ.get("PATH_INFO") == self._path and environ["REQUEST_METHOD"] == "GET" and self._is_unseen(environ):
             manager = self._manager
+            ticket: Ticket | None = None
             try:
-                keys = manager.check_keys(requested_keys(manager.settings, environ))
-                check_public(manager.settings, keys)
+                if manager.settings.tickets:
+                    keys, ticket = self._tickets.of(environ)
+                else:
+                    keys = manager.check_keys(requested_keys(manager.settings, environ))
+                    check_public(manager.settings, keys)
             except Exception:  # noqa: S110  Flask's way says what is wrong, as the application has it said
                 pass
             else:
-                return respond(manager, environ, start_response, keys=keys)
+                return respond(manager, environ, start_response, keys=keys, ticket=ticket)
         return self._inner(environ, start_response)
 
     def _is_unseen(self, environ: dict[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from enum import Enum
 from types import TracebackType
 from typing import Any, Final, Protocol
 
+from .access import Ticket
 from .errors import EventError, StreamClosed
 from .event import END_ID, PING, Event, Message, to_text
 from .overflow import Hole, HoledQueue, Item, Policies, conflate, drop, drop_oldest
@@ -40,7 +41,7 @@ class CloseReason(str, Enum):
     KICKED = "kicked"  #: closed by the application
     SLOW = "slow"  #: more was waiting than its queue may hold
     STALLED = "stalled"  #: its socket took no byte for ``SSE_SEND_TIMEOUT``
-    EXPIRED = "expired"  #: the right to listen ran out
+    EXPIRED = "expired"  #: the right to listen ran out, or was revoked
     ROTATED = "rotated"  #: it was asked to come back, by ``reconnect=True`` or ``SSE_MAX_AGE``
     SHUTDOWN = "shutdown"  #: the process is stopping
     ERROR = "error"  #: the code that fed it raised
@@ -139,6 +140,8 @@ class Stream:
 
     ``keys``
         the keys it listens to; none for a stream of one request.
+    ``ticket``
+        what it was let in with, ``None`` where nothing was asked for.
     ``cursor``
         the sequence number of the last event it was offered.
     ``reason``
@@ -152,12 +155,13 @@ class Stream:
 
     __slots__ = (
         "__weakref__", "_bytes", "_callbacks", "_owner", "_patience", "_queue", "_uncounted", "close_event",
-        "cursor", "keys", "last_active", "opened", "reason", "room", "transport", "writing_since",
+        "cursor", "keys", "last_active", "opened", "reason", "room", "ticket", "transport", "writing_since",
     )  # fmt: skip
 
-    def __init__(self, owner: StreamOwner, keys: tuple[str, ...] = ()) -> None:
+    def __init__(self, owner: StreamOwner, keys: tuple[str, ...] = (), ticket: Ticket | None = None) -> None:
         self._owner = owner
         self.keys = keys
+        self.ticket = ticket
         self.cursor = 0
         self.reason: CloseReason | None = None
         self.transport: Transport | None = None

@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import Any, Final
 from urllib.parse import parse_qs
 
+from .access import Ticket
 from .errors import AccessDenied, BrokerError, StreamClosed, StreamsFull
 from .event import END_ID, PING
 from .pools import PoolManager
@@ -25,14 +26,18 @@ from .transports.iterator import Body, IteratorTransport
 from .transports.servers import GivenUp, PeerWatch, client_socket, cut, give_up, in_one_piece, limit_silence, tune
 
 __all__ = [
+    "LAST_EVENT_ID_PARAM",
+    "Environ",
     "SSEMiddleware",
     "Source",
     "accepts_event_stream",
     "check_public",
     "check_source",
     "cors_headers",
+    "discard",
     "last_event_id",
     "preflight_headers",
+    "query",
     "requested_keys",
     "respond",
 ]
@@ -46,7 +51,9 @@ Source = Iterable[Any] | Callable[[Stream], Any]
 """What feeds a stream of one request: an iterable of events, or a function that is handed the stream."""
 
 CONTENT_TYPE: Final = "text/event-stream"
-_LAST_EVENT_ID_PARAM: Final = "lastEventId"
+LAST_EVENT_ID_PARAM: Final = "lastEventId"
+"""The query parameter for a cursor of whoever cannot send the header ``Last-Event-ID``."""
+
 _PREFLIGHT_SECONDS: Final = "86400"
 # The server owns the first three (PEP 3333 forbids applications to send hop-by-hop headers); the length is unknown.
 _NEVER_SENT: Final = {"connection", "keep-alive", "transfer-encoding", "content-length"}
@@ -61,11 +68,13 @@ def respond(
     stream: Stream | None = None,
     source: Source | None = None,
     headers: Iterable[tuple[str, str]] = (),
+    ticket: Ticket | None = None,
 ) -> Iterable[bytes]:
     """Answer one request with a stream, as a WSGI application does; return the body.
 
     Without ``stream`` and ``source``, the stream listens to ``keys``: by default those that the query names, if
-    ``SSE_PUBLIC_KEYS`` opens them (else 403), or ``SSE_DEFAULT_KEY``. Keys that are given are not checked again.
+    ``SSE_PUBLIC_KEYS`` opens them (else 403), or ``SSE_DEFAULT_KEY``. Keys that are given are not checked again. With
+    ``ticket`` it ends when that expires or is revoked; one that was revoked already is a 403.
     It replays what was missed since ``Last-Event-ID`` (or ``?lastEventId=``); only GET opens it, HEAD is answered
     the headers, OPTIONS what CORS needs, other methods 405, bad keys 400.
 
@@ -87,7 +96,7 @@ def respond(
     if source is not None:
         check_source(source)
     if method == "OPTIONS":
-        _discard(stream, source)
+        discard(stream, source)
         allowed = preflight_headers(settings, environ, "GET, POST" if of_request else "GET")
         start_response("204 No Content", allowed if of_request else [*allowed, ("Allow", "GET, HEAD, OPTIONS")])
         return []
@@ -96,7 +105,7 @@ def respond(
     cursor = last_event_id(environ)
     if cursor == END_ID:
         # The one answer at which an EventSource stops (HTML standard, 9.2.2): the stream was over for good.
-        _discard(stream, source, CloseReason.ENDED)
+        discard(stream, source, CloseReason.ENDED)
         start_response("204 No Content", cors_headers(settings, environ))
         return []
     if keys is not None:
@@ -105,12 +114,12 @@ def respond(
         try:
             keys = manager.check_keys(_requested_keys(settings, environ))
         except AccessDenied as error:
-            return _refuse(start_response, "403 Forbidden", str(error), *cors_headers(settings, environ))
+            return _deny(start_response, error, settings, environ)
         except ValueError as error:
             return _refuse(start_response, "400 Bad Request", str(error), *cors_headers(settings, environ))
     head = _headers(settings, environ, headers)
     if method == "HEAD":
-        _discard(stream, source)
+        discard(stream, source)
         start_response("200 OK", head)
         return []
 
@@ -126,9 +135,11 @@ def respond(
         else:
             if environ.get("wsgi.multiprocess"):
                 manager.warn_of_other_processes()
-            stream = manager.open(keys or (), transport, runtime, last_event_id=cursor)
+            stream = manager.open(keys or (), transport, runtime, last_event_id=cursor, ticket=ticket)
+    except AccessDenied as error:  # revoked meanwhile, which is known here alone
+        return _deny(start_response, error, settings, environ)
     except (StreamsFull, BrokerError) as error:
-        _discard(stream, source)
+        discard(stream, source)
         logger.warning("a stream was refused: %s", error)
         if settings.when_full == "503":
             wait = max(1, round((settings.retry or 1000) / 1000))
@@ -253,7 +264,7 @@ def check_source(source: Any) -> None:
         raise TypeError(f"a source is an iterable of events or a function, not {type(source).__name__}")
 
 
-def _discard(stream: Stream | None, source: Source | None, reason: CloseReason = CloseReason.PEER) -> None:
+def discard(stream: Stream | None, source: Source | None, reason: CloseReason = CloseReason.PEER) -> None:
     """Let go of what will not be sent."""
     if stream is not None:
         stream.close(reason)
@@ -277,16 +288,17 @@ def last_event_id(environ: Environ) -> str | None:
     header = environ.get("HTTP_LAST_EVENT_ID")
     if header:
         return str(header).encode("latin-1", "replace").decode("utf-8", "replace")
-    if _LAST_EVENT_ID_PARAM not in environ.get("QUERY_STRING", ""):
+    if LAST_EVENT_ID_PARAM not in environ.get("QUERY_STRING", ""):
         return None
     try:
-        found = _query(environ).get(_LAST_EVENT_ID_PARAM)
+        found = query(environ).get(LAST_EVENT_ID_PARAM)
     except ValueError:
         return None
     return (found[-1] or None) if found else None
 
 
-def _query(environ: Environ) -> dict[str, list[str]]:
+def query(environ: Environ) -> dict[str, list[str]]:
+    """Give the parameters of a request's query; :class:`ValueError` for one that is too wild."""
     raw = str(environ.get("QUERY_STRING", "")).encode("latin-1", "replace").decode("utf-8", "replace")
     return parse_qs(raw, keep_blank_values=True, max_num_fields=1000)
 
@@ -299,11 +311,13 @@ def _requested_keys(settings: Settings, environ: Environ) -> list[str]:
 
 def requested_keys(settings: Settings, environ: Environ) -> list[str]:
     """Give the keys that a request's query names, or ``SSE_DEFAULT_KEY``; :class:`ValueError` for a wild query."""
-    return _query(environ).get(settings.key_param) or [settings.default_key]
+    return query(environ).get(settings.key_param) or [settings.default_key]
 
 
 def check_public(settings: Settings, keys: Iterable[str]) -> None:
-    """Raise :class:`AccessDenied` if a key matches none of ``SSE_PUBLIC_KEYS``."""
+    """Raise :class:`AccessDenied` if a key matches none of ``SSE_PUBLIC_KEYS``, or tickets are needed."""
+    if settings.tickets:
+        raise AccessDenied("this stream needs a ticket", status=401)
     for key in keys:
         if not any(fnmatch.fnmatchcase(key, pattern) for pattern in settings.public_keys):
             raise AccessDenied(f"the key {key!r:.80} is not open to everybody")
@@ -356,7 +370,10 @@ def cors_headers(settings: Settings, environ: Environ) -> list[tuple[str, str]]:
         return [("Access-Control-Allow-Origin", "*")]
     vary = ("Vary", "Origin")
     origin = environ.get("HTTP_ORIGIN")
-    return [("Access-Control-Allow-Origin", origin), vary] if origin in settings.cors_origins else [vary]
+    if origin not in settings.cors_origins:
+        return [vary]
+    cookies = [("Access-Control-Allow-Credentials", "true")] if settings.cors_credentials else []
+    return [("Access-Control-Allow-Origin", origin), *cookies, vary]
 
 
 def preflight_headers(settings: Settings, environ: Environ, methods: str = "GET") -> list[tuple[str, str]]:
@@ -364,12 +381,20 @@ def preflight_headers(settings: Settings, environ: Environ, methods: str = "GET"
     allowed = cors_headers(settings, environ)
     if not any(name == "Access-Control-Allow-Origin" for name, _ in allowed):
         return allowed
+    unusual = "Last-Event-ID, Cache-Control, Content-Type" + (", Authorization" if settings.tickets else "")
     return [
         *allowed,
         ("Access-Control-Allow-Methods", methods),
-        ("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control, Content-Type"),
+        ("Access-Control-Allow-Headers", unusual),
         ("Access-Control-Max-Age", _PREFLIGHT_SECONDS),
     ]
+
+
+def _deny(start_response: StartResponse, error: AccessDenied, settings: Settings, environ: Environ) -> list[bytes]:
+    status = {401: "401 Unauthorized", 403: "403 Forbidden", 404: "404 Not Found"}[error.status]
+    # A 401 says what would be accepted (RFC 9110, section 11.6.1).
+    asked = [("WWW-Authenticate", "Bearer")] if error.status == 401 and settings.tickets else []
+    return _refuse(start_response, status, str(error), *asked, *cors_headers(settings, environ))
 
 
 def _refuse(start_response: StartResponse, status: str, message: str, *headers: tuple[str, str]) -> list[bytes]:

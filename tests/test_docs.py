@@ -23,6 +23,7 @@ from werkzeug.test import Client
 
 import flask_sse_stream
 from flask_sse_stream import Event, EventDecoder, EventError, PoolManager, Publisher, Settings
+from flask_sse_stream.tickets import Tickets
 
 DOCS = ROOT / "docs"
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.rst"))]
@@ -293,6 +294,52 @@ def test_the_guarded_app_asks_who_may_listen() -> None:
     assert b"event: close" not in b"".join(response.response)
 
 
+def test_the_app_that_needs_tickets_gives_them_out_takes_them_and_takes_them_back() -> None:
+    page = Page("docs/access.rst")
+    client = page["ticketed"].test_client()
+    assert client.get("/stream?connectKey=news").status_code == 401
+    url = client.get("/stream-url").get_data(as_text=True)
+    reader = Reader(page["ticketed"], url)
+    page["guarded"].publish("user-ann", "for Ann")
+    assert said(reader.take(1)) == [(None, "for Ann")]
+    assert client.post("/logout").status_code == 204
+    assert said(reader.to_the_end()) == [("stream-expired", '{"reason": "revoked"}')]
+    assert client.get(url).status_code == 403
+    renewed = Reader(page["ticketed"], client.get("/stream-url").get_data(as_text=True))
+    assert renewed.response.status_code == 200
+    renewed.close()
+
+
+def test_the_bare_application_that_needs_tickets_takes_those_of_its_secrets() -> None:
+    page = Page("docs/access.rst")
+    older = Tickets(page["manager"].settings, "the one before").make("news")
+    for text, status in ((page["tickets"].make("news"), 200), (older, 200), ("none", 401)):
+        reader = Reader(page["application"], "/", {"Authorization": f"Bearer {text}"})
+        assert reader.response.status_code == status
+        reader.close()
+
+
+def test_the_app_with_a_function_gives_streams_a_user_and_an_end() -> None:
+    page = Page("docs/access.rst")
+    client = page["app"].test_client()
+    assert client.get("/stream?connectKey=news").status_code == 401
+    with client.session_transaction() as session:
+        session["user"] = "ann"
+    response = client.get("/stream?connectKey=news&connectKey=user-bob")
+    [stream] = page["sse"].streams("news")
+    assert (stream.keys, stream.ticket.user, round(stream.ticket.left(), -2)) == (("news",), "ann", 3600)
+    response.close()
+    page["manager"].shutdown()
+
+
+def test_the_shared_app_lets_the_pages_of_its_origin_read_with_cookies() -> None:
+    client = Page("docs/access.rst")["shared"].test_client()
+    for origin, allowed in (("https://example.org", "true"), ("https://evil.example", None), ("null", None)):
+        response = client.get("/stream", headers={"Origin": origin})
+        assert response.headers.get("Access-Control-Allow-Credentials") == allowed
+        response.close()
+
+
 def test_the_countdown_ends_for_good_and_its_view_may_abort() -> None:
     app = Page("docs/quickstart.rst")["app"]
     assert app.test_client().get("/countdown?from=1001").status_code == 400
@@ -476,9 +523,11 @@ def test_the_names_in_redis_are_those_that_the_page_lists(redis: RedisServer) ->
     page = Page("docs/redis.rst")
     page["sse"].publish_all("x", idempotency_key="report 7")
     page["sse"].lease("clock", 60)
+    page["sse"].revoke(user="ann")
     table = (ROOT / "docs/redis.rst").read_text(encoding="utf-8").partition("What is in Redis\n")[2]
     listed = set(re.findall(r"^``(\{sse\}:.+?)``", table, re.MULTILINE))
-    assert listed == set(redis.cli("KEYS", "*"))
+    mark = next(iter(re.findall(r"``(\{sse\}:mark:\w+)``", table)))
+    assert listed | {mark} == {name.replace("\x01", "\\x01") for name in redis.cli("KEYS", "*")}
 
 
 def test_redis_takes_no_more_memory_than_the_page_says(redis: RedisServer) -> None:

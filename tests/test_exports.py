@@ -22,6 +22,7 @@ PUBLIC = [
     "Stream",
     "StreamClosed",
     "StreamsFull",
+    "Ticket",
 ]
 
 

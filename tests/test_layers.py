@@ -17,17 +17,20 @@ PACKAGE = Path(flask_sse_stream.__file__).parent
 LAYERS: list[set[str]] = [
     {"errors"},
     {"event", "settings"},
+    {"access"},
     {"window", "overflow", "transports.base", "brokers.base"},
     {"stream", "brokers.memory", "brokers.listener", "brokers.redis_scripts", "brokers.redis_errors"},
     {"brokers.sqlite", "brokers.redis_link"},
     {"brokers.redis_listener"},
     {"brokers.redis"},
     {"rounds", "listeners"},
+    {"revocations"},
     {"intake"},
     {"pools"},
     {"transports.iterator", "transports.gevent", "transports.servers", "transports.threads"},
     {"transports.reactor"},
-    {"wsgi", "publisher", "bridge", "tickets", "jobs", "metrics"},
+    {"wsgi", "publisher", "bridge", "jobs", "metrics"},
+    {"tickets"},
     {"shortcut"},
     {"extension", "testing"},
     {"cli"},
@@ -123,6 +126,8 @@ def test_importing_the_package_starts_no_thread_and_imports_no_gevent() -> None:
 def test_nothing_depends_on_a_clock_that_can_be_set(module: str) -> None:
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        if module == "access" and name == "time.time":
+            continue  # The times of tickets go from one machine to another.
         assert name not in ("time.time", "time.time_ns", "time.localtime", "datetime.now", "datetime.utcnow")
     assert "datetime" not in imports(module, MODULES[module])
     assert "time.time" not in imports(module, MODULES[module])

@@ -128,6 +128,42 @@ def test_join_history_needs_a_history() -> None:
         Settings(history_size=0, join_history=5)
 
 
+def test_credentials_are_not_for_everybody() -> None:
+    with pytest.raises(SettingsError, match=r"SSE_CORS_CREDENTIALS .* '\*'.* list the origins"):
+        Settings(cors_origins=("*",), cors_credentials=True)
+    assert Settings(cors_origins=("https://example.org",), cors_credentials=True).cors_credentials
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "null",
+        "example.org",
+        "https://example.org/",
+        "https://*.example.org",
+        "https://Example.org",
+        "https://example.org:443",
+        "http://example.org:80",
+        "https://user@example.org",
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(SettingsError, match=r"^SSE_CORS_ORIGINS .*as browsers send them"):
+        Settings(cors_origins=(origin,))
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:3000", "https://example.org:8443", "http://[::1]:5000"])
+def test_an_origin_may_have_a_port(origin: str) -> None:
+    assert Settings(cors_origins=(origin,)).cors_origins == (origin,)
+
+
+def test_tickets_have_a_longest_life_and_a_parameter_of_their_own() -> None:
+    with pytest.raises(SettingsError, match="SSE_TICKET_TTL=7200.0 is longer than SSE_TICKET_MAX_TTL=3600.0"):
+        Settings(ticket_ttl=7200, ticket_max_ttl=3600)
+    with pytest.raises(SettingsError, match="SSE_TICKET_PARAM and SSE_KEY_PARAM are both 'x'"):
+        Settings(ticket_param="x", key_param="x")
+
+
 def test_settings_are_frozen_and_do_not_share_the_users_dict() -> None:
     headers = {"X-A": "b"}
     settings = Settings(headers=headers)

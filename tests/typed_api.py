@@ -243,6 +243,11 @@ class OwnBroker:
     def cover(self, keys: Sequence[str | None], fetch: Sequence[str | None], after: str | None) -> Position:
         return Position(epoch="epoch", head=1)
 
+    def mark(self, name: str, at: float, seconds: float) -> None: ...
+
+    def marked(self, names: Sequence[str]) -> float:
+        return 0.0
+
     def stats(self) -> BrokerStats:
         return BrokerStats(up=True)
 

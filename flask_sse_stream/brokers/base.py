@@ -146,6 +146,15 @@ class Broker(Protocol):
         Who has it may have it for longer, or give it back with 0 seconds. Raises as :meth:`publish`.
         """
 
+    def mark(self, name: str, at: float, seconds: float) -> None:
+        """Remember for so long that ``name`` was marked at ``at``, a time of the wall clock; the latest one counts.
+
+        Unlike the log, marks outlive it: a new life knows them too. Raises as :meth:`publish`.
+        """
+
+    def marked(self, names: Sequence[str]) -> float:
+        """Give the latest time at which one of ``names`` was marked; 0.0: none was. Raises as :meth:`publish`."""
+
     def stats(self) -> BrokerStats:
         """Say how this process is connected to the log."""
 

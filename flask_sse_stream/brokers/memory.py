@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -48,6 +49,8 @@ class MemoryBroker:
         self._once_in_order: deque[tuple[float, str]] = deque()
         self._once_ttl = settings.idempotency_ttl
         self._timeout = settings.broker_timeout
+        self._marks: dict[str, tuple[float, float]] = {}
+        self._marking = threading.RLock()
         self._deliver: Deliver
 
     def start(self, deliver: Deliver, idle: Idle = never_idle) -> None:
@@ -104,6 +107,19 @@ class MemoryBroker:
     def lease(self, name: str, holder: str, seconds: float) -> bool:
         """There is but one process that this log is shared by."""
         return True
+
+    def mark(self, name: str, at: float, seconds: float) -> None:
+        """Remember when ``name`` was marked."""
+        with self._marking:
+            known, until = self._marks.get(name, (at, 0.0))
+            self._marks[name] = max(known, at), max(until, at + seconds)
+            for other in [other for other, (_, until) in self._marks.items() if until < at]:
+                del self._marks[other]
+
+    def marked(self, names: Sequence[str]) -> float:
+        """Give the latest time at which one of ``names`` was marked."""
+        with self._marking:
+            return max((self._marks[name][0] for name in names if name in self._marks), default=0.0)
 
     def stats(self) -> BrokerStats:
         """There is nothing that it could lose touch with."""

@@ -23,7 +23,7 @@ from .base import BrokerStats, Deliver, Delivery, History, Idle, Position, never
 from .redis_errors import NotTaken, broker_error, is_elsewhere, is_permanent, patiently
 from .redis_link import Link, Server
 from .redis_listener import Listener
-from .redis_scripts import LEASE, PUBLISH, READ_KEYS, Chain, Names, new_life, read_command, reading
+from .redis_scripts import LEASE, MARK, PUBLISH, READ_KEYS, Chain, Names, new_life, read_command, reading
 
 __all__ = ["RedisBroker"]
 
@@ -124,6 +124,17 @@ class RedisBroker:
         """Let one process of all have ``name``."""
         command = ("EVAL", LEASE, 1, self._names.lease(name), holder, round(seconds * 1000))
         return bool(self._run(lambda at, link: link.call(at, *command)))
+
+    def mark(self, name: str, at: float, seconds: float) -> None:
+        """Remember when ``name`` was marked."""
+        command = ("EVAL", MARK, 1, self._names.mark(name), repr(at), _milliseconds(seconds))
+        self._run(lambda deadline, link: link.call(deadline, *command))
+
+    def marked(self, names: Sequence[str]) -> float:
+        """Give the latest time at which one of ``names`` was marked."""
+        found = self._run(lambda deadline, link: link.call(deadline, "MGET", *map(self._names.mark, names)))
+        # What is not ours to read says that something was revoked at a time that nobody knows.
+        return max((_time(at) for at in found if at is not None), default=0.0)
 
     def cover(self, keys: Sequence[str | None], fetch: Sequence[str | None], after: str | None) -> Position:
         """Listen to ``keys``; the first call connects."""
@@ -289,6 +300,14 @@ class RedisBroker:
     def idle(self, keys: Sequence[str]) -> Sequence[str]:
         """Say which keys nobody needs any more. For the listener."""
         return self._idle(keys)
+
+
+def _time(at: bytes) -> float:
+    try:
+        seconds = float(at)
+    except ValueError:
+        return math.inf
+    return math.inf if math.isnan(seconds) else seconds
 
 
 def _milliseconds(seconds: float) -> int:

@@ -8,6 +8,7 @@ Everything of a namespace lies in one hash slot, so that one script may touch it
     {sse}:all         the same for what goes to all
     {sse}:once:<key>  string: the id of the event that an idempotency key has made
     {sse}:lease:<name> string: who holds a lease
+    {sse}:mark:<name>  string: when something was revoked last
 
 A script is one step: nobody sees an event in the history that was not sent, or the other way round. It writes nothing
 before the first command that Redis may refuse for want of memory or for a key of another type.
@@ -26,6 +27,7 @@ from .base import History
 
 __all__ = [
     "LEASE",
+    "MARK",
     "PUBLISH",
     "READ",
     "READ_KEYS",
@@ -168,6 +170,15 @@ end
 return 1
 """
 
+# KEYS: the mark. ARGV: when, and for how many milliseconds.
+MARK: Final = """
+local at, ttl = ARGV[1], tonumber(ARGV[2])
+local known = tonumber(redis.call('GET', KEYS[1]) or '0')
+if known and known > tonumber(at) then at = redis.call('GET', KEYS[1]) end
+redis.call('SET', KEYS[1], at, 'PX', string.format('%.0f', math.max(ttl, redis.call('PTTL', KEYS[1]))))
+return 1
+"""
+
 
 class Names:
     """The names in Redis of what belongs to a namespace. No character of a key has a meaning in them."""
@@ -193,6 +204,10 @@ class Names:
     def lease(self, name: str) -> bytes:
         """Name a lease."""
         return self._prefix + b"lease:" + name.encode()
+
+    def mark(self, name: str) -> bytes:
+        """Name what says when something was revoked."""
+        return self._prefix + b"mark:" + name.encode()
 
 
 def new_life() -> str:

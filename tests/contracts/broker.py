@@ -194,6 +194,38 @@ class BrokerContract:
         other.lease("clock", "two", 0)
         assert broker.lease("clock", "one", 10), "it was given back"
 
+    def test_a_mark_is_remembered_by_all_at_its_latest_time_and_names_are_told_apart(self, started: Start) -> None:
+        (broker, _), (other, _) = started(), started()
+        names = ["one", "One", "one ", "*", "o?e", "\u00e9", "e\u0301"]
+        assert broker.marked(names) == 0.0
+        for at, name in enumerate(names, 1_700_000_000):
+            broker.mark(name, at + 0.123456, 60)
+        for who in (broker, other) if broker.remembers else (broker,):
+            assert [who.marked([name]) for name in names] == [1_700_000_000.123456 + n for n in range(len(names))]
+            assert who.marked([*names, "never"]) == 1_700_000_006.123456
+            assert who.marked(["never"]) == 0.0
+        other.mark("one", 1_600_000_000.0, 60)
+        broker.mark("one", 1_600_000_000.0, 60)
+        assert broker.marked(["one"]) == 1_700_000_000.123456, "an earlier one, told later, takes nothing back"
+
+    def test_a_mark_is_there_for_who_comes_later_and_in_a_new_life(self, started: Start) -> None:
+        broker, _ = started()
+        if not broker.remembers:
+            return
+        broker.mark("one", 1_700_000_000.0, 60)
+        broker.close()
+        assert started()[0].marked(["one"]) == 1_700_000_000.0
+
+    def test_a_mark_is_forgotten_after_its_time(self, started: Start) -> None:
+        broker, _ = started()
+        broker.mark("one", 1_700_000_000.0, 0.05)
+
+        def is_gone() -> bool:
+            broker.mark("two", 1_700_000_001.0, 60)  # some tidy up when there is something to do
+            return broker.marked(["one"]) == 0.0
+
+        wait_for(is_gone, "it is forgotten")
+
     def test_closing_twice_does_nothing(self, started: Start) -> None:
         broker, _ = started()
         broker.publish("a", body("x"))
