@@ -28,7 +28,7 @@ python_maximum_signature_line_length = 100
 # Names of other projects cannot be looked up without fetching their inventories; ours must all resolve.
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!flask_sse_stream\b).*")]
-nitpick_ignore = [("py:class", "flask_sse_stream.extension._A")]  # a type variable
+nitpick_ignore_regex += [(r"py:class", r"flask_sse_stream\.\w+\._?[A-Z]")]  # type variables
 
 html_theme = "flask"
 html_title = f"flask_sse_stream {release}"

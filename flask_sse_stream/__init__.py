@@ -11,6 +11,7 @@ The way of an event, and where each part of it lives:
 * ``wsgi``, ``extension``: answer requests, for any WSGI app and for Flask.
 * ``access``, ``tickets``, ``revocations``: who may listen, on what text's word, and until when.
 * ``publisher``, ``bridge``: publish from processes that have no streams, and what other software says.
+* ``progress``: how far a loop is.
 * ``settings``, ``errors``: what can be set, and what can go wrong.
 """
 

@@ -25,6 +25,7 @@ from .bridge import Bridge, Target
 from .errors import AccessDenied, SettingsError
 from .event import END_ID, Event
 from .pools import PoolManager, Stats
+from .progress import progress
 from .settings import Settings
 from .shortcut import Shortcut
 from .stream import CloseReason, Stream
@@ -55,6 +56,7 @@ _NAME: Final = "sse_stream"
 _UNSET: Final[Any] = object()
 
 P = ParamSpec("P")
+T = TypeVar("T")
 Authorize = Callable[[Sequence[str]], Iterable[str] | Ticket | None]
 _A = TypeVar("_A", bound=Authorize)
 
@@ -248,6 +250,21 @@ class SSE:
     ) -> str:
         """Send an event to every stream of every key; return its id. See :meth:`PoolManager.publish_all`."""
         return self.manager.publish_all(data, event=event, id=id, retry=retry, idempotency_key=idempotency_key)
+
+    def progress(
+        self,
+        iterable: Iterable[T],
+        *,
+        key: str,
+        total: int | None = None,
+        event: str = "progress",
+        interval: float = 0.1,
+    ) -> Generator[T, None, None]:
+        """Give the items of ``iterable``, and publish how many are done; see :func:`.progress.progress`.
+
+        Which app's pool it is for is decided at the call: the loop may run in a thread without an app context.
+        """
+        return progress(self.manager.publish, iterable, key=key, total=total, event=event, interval=interval)
 
     def lease(self, name: str, seconds: float) -> bool:
         """Let this process have ``name`` for so long, unless another one has it. See :meth:`PoolManager.lease`."""

@@ -6,14 +6,18 @@ go on using its parent's.
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import SettingsError
 from .pools import PoolManager
+from .progress import progress
 from .settings import Settings
 
 __all__ = ["Publisher"]
+
+T = TypeVar("T")
 
 
 class Publisher:
@@ -68,6 +72,23 @@ class Publisher:
     def revoke(self, *, user: str | int | None = None, key: str | None = None) -> None:
         """Take the right to listen away, in every process. See :meth:`PoolManager.revoke`."""
         self._manager.revoke(user=user, key=key)
+
+    @property
+    def manager(self) -> PoolManager:
+        """What publishes: a pool manager, without pools."""
+        return self._manager
+
+    def progress(
+        self,
+        iterable: Iterable[T],
+        *,
+        key: str,
+        total: int | None = None,
+        event: str = "progress",
+        interval: float = 0.1,
+    ) -> Generator[T, None, None]:
+        """Give the items of ``iterable``, and publish how many are done; see :func:`.progress.progress`."""
+        return progress(self.publish, iterable, key=key, total=total, event=event, interval=interval)
 
     def lease(self, name: str, seconds: float) -> bool:
         """Let this process have ``name`` for so long, unless another one has it. See :meth:`PoolManager.lease`."""

@@ -601,6 +601,25 @@ def test_the_quickstarts_other_process_publishes_into_the_log_of_its_app() -> No
     reader.close()
 
 
+def test_a_loop_in_a_thread_shows_how_far_it_is_to_the_page_and_to_one_that_comes_late() -> None:
+    app = Page("docs/progress.rst")["app"]
+    reader = Reader(app, "/stream?connectKey=import")
+    assert app.test_client().post("/import").status_code == 202
+    events = reader.take(2)
+    while json.loads(str(events[-1].data))["state"] == "running":
+        events += reader.take(1)
+    reader.close()
+    late = Reader(app, "/stream?connectKey=import")
+    assert said(late.take(1)) == said(events[-1:])
+    late.close()
+    example = (DOCS / "progress.rst").read_text(encoding="utf-8").partition(".. code-block:: json")[2].split("\n")[2]
+    for event in events:
+        assert event.event == "progress"
+        assert set(json.loads(str(event.data))) == set(json.loads(example))
+    assert [json.loads(str(events[-1].data))[name] for name in ("state", "count", "fraction")] == ["done", 1000, 1.0]
+    assert 'addEventListener("progress"' in app.test_client().get("/").text
+
+
 def test_the_settings_page_prints_what_its_comments_say(capsys: pytest.CaptureFixture[str]) -> None:
     Page("docs/settings.rst")
     comments = " ".join(re.findall(r"# (.*)", "\n".join(block for _, block in blocks("docs/settings.rst"))))

@@ -27,6 +27,7 @@ LAYERS: list[set[str]] = [
     {"revocations"},
     {"intake"},
     {"pools"},
+    {"progress"},
     {"transports.iterator", "transports.gevent", "transports.servers", "transports.threads"},
     {"transports.reactor"},
     {"wsgi", "publisher", "bridge", "jobs", "metrics"},

@@ -19,6 +19,7 @@ from flask_sse_stream import (
     EventDecoder,
     EventError,
     PoolManager,
+    Publisher,
     Settings,
     SettingsError,
     SSEError,
@@ -260,3 +261,10 @@ assert_type(manager.publish("news", 5), str)
 assert_type(manager.keys(), list[str])
 assert_type(manager.shutdown(), None)
 app.wsgi_app = SSEMiddleware(app.wsgi_app, manager)  # type: ignore[method-assign]
+
+# Progress
+
+for letter in sse.progress("abc", key="import", total=3, event="row", interval=1):
+    assert_type(letter, str)
+for number in Publisher("sqlite:///sse.db").progress([1, 2], key="import"):
+    assert_type(number, int)
