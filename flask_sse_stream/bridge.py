@@ -22,7 +22,8 @@ from typing import Any, Final, NamedTuple
 from .brokers.base import REDIS_SCHEMES
 from .errors import BrokerError, SettingsError
 from .event import Event
-from .pools import PoolManager, check_key
+from .keys import check_key
+from .pools import PoolManager
 from .transports.base import current_runtime
 
 __all__ = ["Bridge", "BridgeStats", "Target"]

@@ -56,14 +56,17 @@ class StreamsFull(SSEError):
     """One stream more than ``SSE_MAX_CLIENTS`` or ``SSE_MAX_CLIENTS_PER_KEY`` allows; nothing was registered.
 
     ``limit`` is the number that was reached and ``key`` the key it counts, or ``None`` for the whole process.
+    ``draining`` says that the process is to stop, and takes no stream at all any more: the limit is 0.
     """
 
-    def __init__(self, limit: int, key: str | None = None) -> None:
+    def __init__(self, limit: int, key: str | None = None, *, draining: bool = False) -> None:
         where = "this process" if key is None else f"key {key!r}"
         setting = "SSE_MAX_CLIENTS" if key is None else "SSE_MAX_CLIENTS_PER_KEY"
-        super().__init__(f"{where} has all the {limit} streams that {setting} allows")
+        full = f"{where} has all the {limit} streams that {setting} allows"
+        super().__init__("this process is about to stop and takes no more streams" if draining else full)
         self.limit = limit
         self.key = key
+        self.draining = draining
 
 
 class AccessDenied(SSEError):

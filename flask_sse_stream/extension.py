@@ -24,6 +24,7 @@ from .access import Ticket, now
 from .bridge import Bridge, Target
 from .errors import AccessDenied, SettingsError
 from .event import END_ID, Event
+from .leaving import handle_sigterm
 from .pools import PoolManager, Stats
 from .progress import progress
 from .settings import Settings
@@ -200,6 +201,9 @@ class SSE:
             )
             is_free = functools.partial(_has_nobody_to_ask, weakref.ref(self), weakref.ref(app))
             app.wsgi_app = Shortcut(app, manager, tickets, _NAME, is_free)  # type: ignore[method-assign]
+        if settings.drain_seconds:
+            # Now, since the requests of Flask's own server run in threads, which may not do it.
+            handle_sigterm()
         _wire_signals(weakref.ref(app), manager)
         app.extensions[_NAME] = manager
         self._tickets[manager] = tickets
@@ -301,9 +305,9 @@ class SSE:
         """The numbers of this process at this moment."""
         return self.manager.stats()
 
-    def drain(self) -> int:
+    def drain(self, timeout: float | None = None) -> int:
         """End every stream of this process, each to come back at its own time; see :meth:`PoolManager.drain`."""
-        return self.manager.drain()
+        return self.manager.drain(timeout)
 
     # Who may listen
 

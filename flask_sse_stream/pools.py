@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import random
-import re
 import secrets
 import time
 import weakref
@@ -36,6 +36,8 @@ from .brokers.base import Broker, BrokerStats, Delivery, Life, broker_from_url
 from .errors import AccessDenied, BrokerError, EventError, StreamsFull
 from .event import END_ID, Event, encode_json, retry_block, to_text
 from .intake import Intake
+from .keys import MAX_KEYS, check_key, check_keys
+from .leaving import attend
 from .listeners import Listeners
 from .overflow import Policies
 from .revocations import Revocations
@@ -51,37 +53,11 @@ logger = logging.getLogger("flask_sse_stream")
 
 T = TypeVar("T")
 
-MAX_KEYS: Final = 100
-"""The most keys that one stream may listen to."""
-
-_MAX_KEY_LENGTH: Final = 255
 _OUTBOX_LIMIT: Final = 256  # a publisher that is so far ahead gives the flusher its turn
 _TURN_SECONDS: Final = 0.1  # and goes on if nothing moves: a flusher that hangs must not hang publishers
+_DRAIN_GRACE: Final = 1.0  # for servers to see that clients were cut off
+_DRAIN_POLL: Final = 0.01
 _REVOKED: Final = "the right to this stream was revoked"
-_NOT_IN_KEYS: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def check_key(key: Any, called: str = "key") -> str:
-    """Give back a key that is text of 1 to 255 characters without control characters; else :class:`EventError`.
-
-    Keys are compared by code points; no character has a meaning beyond itself.
-    """
-    if not isinstance(key, str):
-        raise EventError(f"{called} must be text, not {type(key).__name__}")
-    if not key or len(key) > _MAX_KEY_LENGTH:
-        raise EventError(f"{called} must have 1 to {_MAX_KEY_LENGTH} characters, not {len(key)}")
-    bad = _NOT_IN_KEYS.search(key)
-    if bad is not None:
-        raise EventError(f"{called} must not contain {bad.group()!r}: no control character, no lone surrogate")
-    return key
-
-
-def check_keys(keys: Iterable[str]) -> tuple[str, ...]:
-    """Give the keys of one stream, each once; :class:`EventError` for a bad one or more than :data:`MAX_KEYS`."""
-    checked = tuple(dict.fromkeys(check_key(key) for key in keys))
-    if not 0 < len(checked) <= MAX_KEYS:
-        raise EventError(f"a stream listens to 1 to {MAX_KEYS} keys, not {len(checked)}")
-    return checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +68,7 @@ class Stats:
     keys: int
     windows: int
     outbox: int
+    draining: bool  #: whether this process takes no more streams, since it is to stop
 
     opened: int
     closed: Mapping[str, int]  #: by close reason
@@ -430,7 +407,9 @@ class PoolManager:
     def _check_limits(self, keys: tuple[str, ...]) -> None:
         everywhere, per_key = self.settings.max_clients, self.settings.max_clients_per_key
         full: StreamsFull | None = None
-        if len(self._rounds.streams) >= everywhere:
+        if self._rounds.drain.deadline is not None:
+            full = StreamsFull(0, draining=True)
+        elif len(self._rounds.streams) >= everywhere:
             full = StreamsFull(everywhere)
         elif per_key is not None:
             for key in keys:
@@ -465,6 +444,8 @@ class PoolManager:
                 weakref.finalize(self, self._flusher.stop).atexit = False
                 self._flusher.wake()
                 first = self.starting
+                if self.settings.drain_seconds:
+                    attend(self, runtime)
         for call in first:
             call()
         # The newest stream is the last to be silent for too long; so only the first one brings a date forward.
@@ -585,19 +566,45 @@ class PoolManager:
         """What a browser is answered over a limit: it comes back between once and three times ``SSE_RETRY`` later."""
         return self._jittered_retry(1.0, 3.0) + b": full\n\n"
 
-    def drain(self) -> int:
-        """End every stream with reason ``shutdown`` and its own jittered ``retry:``; say how many.
+    def drain(self, timeout: float | None = None) -> int:
+        """End every stream with reason ``shutdown`` and its own ``retry:``, and take no more; say how many there were.
+
+        Returns when the last bytes of all have left and the code that feeds streams has ended, as a rule at once; or
+        after ``timeout`` seconds (``SSE_DRAIN_SECONDS`` if left out) and a moment, when those who did not read are cut
+        off. In a callback of gevent's hub, where nothing may wait, it returns at once and goes on by itself.
 
         The clients come back spread over ``SSE_DRAIN_SECONDS`` and get what they missed, if the broker outlives
-        this process.
+        this process. Whoever asks for a stream meanwhile is answered as ``SSE_WHEN_FULL`` says.
+
+        From any thread or greenlet; not in a signal handler, where :meth:`begin_drain` is for. It happens by itself
+        when a process that has streams is to stop. Raises :class:`ValueError` for a time that is negative.
         """
-        with self.lock:
-            streams = list(self._rounds.streams)
-        spread = self.settings.drain_seconds * 1000
-        for stream in streams:
-            wait = (self.settings.retry or 0) + random.uniform(0, spread)  # noqa: S311  only spreads
-            stream.close(CloseReason.SHUTDOWN, retry_block(round(wait)))
-        return len(streams)
+        count = self.begin_drain(timeout)
+        while self.drain_waits():
+            flusher = self._flusher
+            if flusher is None or not flusher.alive:
+                # Without streams, or with what a thread has left behind that had its hub.
+                while self.flush() == 0.0:
+                    pass
+                break
+            if not flusher.rest(_DRAIN_POLL):
+                break
+        return count
+
+    def begin_drain(self, timeout: float | None = None) -> int:
+        """Begin what :meth:`drain` does, and do not wait for it. From signal handlers and callbacks, too."""
+        seconds = self.settings.drain_seconds if timeout is None else timeout
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"the timeout of a drain is a number of seconds from 0 up, not {timeout!r}")
+        count = len(self._rounds.streams)
+        self._rounds.drain.ask(time.monotonic() + seconds)
+        self._wake_flusher()
+        return count
+
+    def drain_waits(self) -> bool:
+        """Whether a drain has begun, is not done, and has time left."""
+        drain = self._rounds.drain
+        return drain.deadline is not None and not drain.done and time.monotonic() < drain.deadline + _DRAIN_GRACE
 
     def revoke(self, *, user: str | int | None = None, key: str | None = None) -> None:
         """Take the right to listen away that ``user`` has, or all have to ``key``, or this user to this key.
@@ -627,6 +634,7 @@ class PoolManager:
                 keys=len(self._listeners),
                 windows=len(self._windows),
                 outbox=len(self._rounds.outbox),
+                draining=self._rounds.drain.deadline is not None,
                 opened=self._opened,
                 closed=dict(self._closed),
                 refused=self._refused,

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from .errors import SSEError
 from .event import Event
-from .pools import check_key
+from .keys import check_key
 
 __all__ = ["progress"]
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from .access import expiry_notice
+from .draining import Drain
 from .event import PING, Message, chunk
 from .settings import Settings
 from .stream import CloseReason, Lock, Stream
@@ -46,6 +47,8 @@ class Rounds:
         every stream of this process.
     ``outbox``
         messages that somebody listens to and nobody was offered yet.
+    ``drain``
+        how far the end of all streams has come.
     ``listeners``
         gives the streams that a message of a key is for; called under the lock.
     ``tell_dropped``
@@ -65,6 +68,7 @@ class Rounds:
         self._tell_dropped = tell_dropped
         self.streams: dict[Stream, None] = {}
         self.outbox: deque[Message] = deque()
+        self.drain = Drain(settings, lock, self.streams, self._last_waiting, self._is_offered)
         self.offered_count = 0
         self.dropped_count = 0
         self._life = 0  # counts the lives of the log
@@ -165,6 +169,7 @@ class Rounds:
         yield from self._end_the_old()
         yield from self._search()
         yield from self._cut_off_the_stuck()
+        yield from self.drain.steps(self._lingering)
         yield from self._wake()
 
     def _fan_out(self) -> Iterator[float]:
@@ -216,6 +221,15 @@ class Rounds:
             # All are asked each time, so that those whose transports do not come lose patience together.
             while [stream for stream in touched if stream.crowded(time.monotonic())]:
                 yield 0.001
+
+    def _last_waiting(self) -> int:
+        return self.outbox[-1].seq if self.outbox else 0
+
+    def _is_offered(self, seq: int) -> bool:
+        try:
+            return self.outbox[0].seq > seq
+        except IndexError:
+            return True
 
     def _put_back(self, message: Message, streams: list[Stream], life: int) -> list[Stream]:
         """Put what could not be pushed into the queues after all; give the streams that have it."""
@@ -326,6 +340,8 @@ class Rounds:
                 due.append(self._ages[0][0])
             if self._lingering:
                 due.append(self._lingering[0][0])
+        if (drain := self.drain.next_due()) is not None:
+            due.append(drain)
         # Thousands of streams would have a moment each: what falls due within a hundredth of the interval is done
         # together.
         rest = min(max(self._interval / 100, _SHORTEST_REST), _LONGEST_REST)

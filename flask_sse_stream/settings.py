@@ -258,7 +258,8 @@ class Settings:
     drain_seconds: float = _setting(
         5.0,
         _number(0, 3600, whole=False),
-        "seconds; the clients of a draining process come back spread over so long, each with its own ``retry:``",
+        "seconds; the clients of a process that stops come back spread over so long, each with its own ``retry:``, "
+        "and those that do not read are given up after it; 0: streams just end with their process",
     )
     public_keys: tuple[str, ...] = _setting(
         ("*",),

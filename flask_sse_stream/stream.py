@@ -166,7 +166,7 @@ class Stream:
         self.reason: CloseReason | None = None
         self.transport: Transport | None = None
         self.close_event: str | None = owner.settings.close_event
-        self.room: Waiter | None = None  # where a producer of this stream's own waits while the queue is full
+        self.room: Waiter | None = None  # where its own producer waits while the queue is full; None: it has none
         self.opened = self.last_active = time.monotonic()
         self.writing_since = 0.0  # when its transport took bytes that it has not come back from; 0.0: it waits
         self._queue: list[Item] = []  # an empty deque takes 700 bytes more, and most queues are empty
@@ -286,8 +286,8 @@ class Stream:
         limit = self._owner.settings.max_event_bytes
         if len(frame) > limit:
             raise EventError(f"the event has {len(frame)} bytes, more than SSE_MAX_EVENT_BYTES={limit}")
-        while self.room is not None and self.reason is None and not self._has_room(len(frame)):
-            self.room.wait()
+        while (room := self.room) is not None and self.reason is None and not self._has_room(len(frame)):
+            room.wait()
         with self._owner.lock:
             if self.reason is not None:
                 raise StreamClosed(self.reason)
@@ -448,8 +448,9 @@ class Stream:
                 self._fill_holes(queue, frames)
             del queue[: len(frames)]
             self.writing_since = time.monotonic()
-        if self.room is not None:
-            self.room.wake()
+        room = self.room
+        if room is not None:
+            room.wake()
         return frames
 
     def _fill_holes(self, queue: HoledQueue, frames: list[bytes]) -> None:

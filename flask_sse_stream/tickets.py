@@ -15,7 +15,7 @@ from itsdangerous import BadData, URLSafeSerializer
 
 from .access import Ticket, is_seconds, now
 from .errors import AccessDenied, SettingsError
-from .pools import check_keys
+from .keys import check_keys
 from .settings import Settings
 from .wsgi import Environ, query
 

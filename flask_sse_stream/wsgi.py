@@ -140,7 +140,9 @@ def respond(
         return _deny(start_response, error, settings, environ)
     except (StreamsFull, BrokerError) as error:
         discard(stream, source)
-        logger.warning("a stream was refused: %s", error)
+        # That a process stops is no trouble, and nobody who comes back a moment later was refused anything.
+        level = logging.DEBUG if isinstance(error, StreamsFull) and error.draining else logging.WARNING
+        logger.log(level, "a stream was refused: %s", error)
         if settings.when_full == "503":
             wait = max(1, round((settings.retry or 1000) / 1000))
             return _refuse(
@@ -232,6 +234,8 @@ def _feeder(stream: Stream, source: Source) -> Callable[[], None]:
         except BaseException:  # gevent's Timeout among others: whatever ends this code ends the stream
             stream.close(CloseReason.ERROR)
             raise
+        finally:
+            stream.room = None
 
     return run
 

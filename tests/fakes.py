@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
+from support import wait_for
 
 from flask_sse_stream.event import Event, EventDecoder
 from flask_sse_stream.pools import PoolManager
@@ -17,7 +19,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        for module in ("pools", "rounds", "intake", "stream", "brokers.memory"):
+        for module in ("pools", "rounds", "draining", "intake", "stream", "brokers.memory"):
             monkeypatch.setattr(f"flask_sse_stream.{module}.time", self)
 
     def monotonic(self) -> float:
@@ -55,6 +57,7 @@ class ManualRuntime:
         raise AssertionError("nothing runs beside here")
 
     def start_flusher(self, flush: Callable[[], float | None]) -> ManualRuntime:
+        self.flush = flush
         self.started += 1
         self.alive = True
         return self
@@ -66,6 +69,11 @@ class ManualRuntime:
         self.turns += 1
         self.on_turn()
         return True
+
+    def rest(self, seconds: float) -> bool:
+        while self.flush() == 0.0:
+            pass
+        return False
 
     def stop(self) -> None:
         self.alive = False
@@ -121,3 +129,11 @@ class House:
         """What the client of this stream would send as Last-Event-ID now."""
         self.events(stream)
         return self.decoders[stream].last_event_id
+
+
+def shut_down(manager: PoolManager) -> None:
+    """Shut a manager down without the time that its clients have to read, for here nobody does any more."""
+    manager._rounds.drain.ask(time.monotonic() - 10)
+    manager.begin_drain()
+    wait_for(lambda: manager.count_all() == 0, "every stream has ended")
+    manager.shutdown()

@@ -14,8 +14,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import gevent
 import pytest
+from fakes import shut_down
 from flask import Flask
 from redis_server import RedisServer
 from support import ROOT, wait_for
@@ -134,7 +134,7 @@ def nothing_is_patched_and_nothing_is_left_running(
     monkeypatch.chdir(tmp_path / "page")
     yield
     for manager in made:
-        manager.shutdown()
+        shut_down(manager)
     redis.cli("FLUSHALL")
 
 
@@ -626,25 +626,6 @@ def test_the_settings_page_prints_what_its_comments_say(capsys: pytest.CaptureFi
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 3
     assert all(line in comments for line in printed)
-
-
-def test_gunicorns_hook_drains_the_streams_of_a_worker_that_is_told_to_stop() -> None:
-    page = Page("docs/deploying.rst")
-    app = page["app"]
-    reader = Reader(app, "/stream")
-    hook = gevent.spawn(page["drain_when_it_stops"], types.SimpleNamespace(alive=False, wsgi=app))
-    gevent.sleep(0)
-    reader.to_the_end()
-    late = Reader(app, "/stream")  # as a worker that was told to stop is still asked for some
-    with gevent.Timeout(5):
-        while app.extensions["sse_stream"].stats().streams:
-            gevent.sleep(0.01)
-    late.to_the_end()
-    hook.kill()
-    stats = app.extensions["sse_stream"].stats()
-    assert stats.closed == {"shutdown": 2}
-    assert reader.decoder.retry is not None
-    assert 3000 <= reader.decoder.retry <= 8000
 
 
 def test_both_ways_of_the_migration_page_publish_the_same() -> None:

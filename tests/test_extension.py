@@ -7,10 +7,12 @@ import json
 import threading
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from typing import Any
 
 import pytest
+from fakes import shut_down
 from flask import Blueprint, Flask, Response, abort, g, has_app_context, has_request_context, request, session
 from flask.json.provider import DefaultJSONProvider, JSONProvider
 from support import wait_for
@@ -34,7 +36,7 @@ def app() -> Iterator[Flask]:
     yield app
     manager = app.extensions.get("sse_stream")
     if manager is not None:
-        manager.shutdown()
+        shut_down(manager)
 
 
 def manager_of(app: Flask) -> PoolManager:
@@ -667,8 +669,17 @@ def test_drain_ends_every_stream_with_a_time_to_come_back(app: Flask) -> None:
     sse = SSE(app)
     reader = read(app)
     assert [stream.keys for stream in sse.streams("default")] == [("default",)]
-    assert sse.drain() == 1
-    assert reader.to_the_end() == []
+
+    def be_the_server() -> None:
+        assert reader.to_the_end() == []
+        reader.response.close()
+
+    with ThreadPoolExecutor(1) as executor:
+        served = executor.submit(be_the_server)
+        assert sse.drain(timeout=20) == 1
+        assert served.done()
+        served.result()
+    assert sse.stats().draining
     assert (reader.decoder.retry or 0) >= 3000
 
 

@@ -16,6 +16,7 @@ from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
+from fakes import shut_down
 from support import wait_for
 
 from flask_sse_stream import (
@@ -156,7 +157,7 @@ def make_site() -> Iterator[MakeSite]:
 
     yield make_site
     for site in made:
-        site.manager.shutdown()
+        shut_down(site.manager)
         assert site.manager.count_all() == 0
 
 

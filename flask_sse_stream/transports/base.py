@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Flusher", "Loop", "Pusher", "Runtime", "Task", "Transport", "Waiter", "current_runtime"]
+__all__ = ["Flusher", "Loop", "Pusher", "Runtime", "Task", "Transport", "Waiter", "current_runtime", "original"]
 
 T = TypeVar("T")
 
@@ -67,6 +67,9 @@ class Flusher(Protocol):
 
     def give_turn(self) -> bool:
         """Let the flusher run before the caller goes on. ``False``: the caller cannot wait here."""
+
+    def rest(self, seconds: float) -> bool:
+        """Let the flusher and everything else run for so long. ``False``: the caller cannot wait here."""
 
     def stop(self) -> None:
         """End it."""
@@ -131,3 +134,9 @@ def current_runtime() -> Runtime:
             return runtime
     threads: Runtime = import_module("flask_sse_stream.transports.threads").ThreadRuntime()
     return threads
+
+
+def original(module: str, name: str) -> Any:
+    """Give a function of the standard library, also where gevent has replaced it."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey.get_original(module, name) if monkey is not None else getattr(import_module(module), name)

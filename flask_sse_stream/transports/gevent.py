@@ -198,11 +198,15 @@ class GeventFlusher:
 
     def give_turn(self) -> bool:
         """Let the flusher's greenlet run; in another thread, sleep a moment."""
+        # A greenlet of this hub lets it run; another thread's own hub just sleeps.
+        return self.rest(_ONE_TURN if get_ident() == self._mailbox.thread else 0.0005)
+
+    def rest(self, seconds: float) -> bool:
+        """Sleep in the current greenlet."""
         current = gevent.getcurrent()
         if current is self._greenlet or current is get_hub():
             return False
-        # A greenlet of this hub lets it run; another thread's own hub just sleeps.
-        gevent.sleep(_ONE_TURN if get_ident() == self._mailbox.thread else 0.0005)
+        gevent.sleep(seconds)
         return True
 
     def stop(self) -> None:

@@ -72,9 +72,8 @@ class Body:
                 stream.close(reason)
                 continue
             if data is None:
-                self.close()
-            else:
-                self._waiter.wait()
+                break  # The stream is let go of in close(), before which the server writes the end of the response.
+            self._waiter.wait()
         raise StopIteration
 
     def release(self) -> None:
@@ -87,7 +86,12 @@ class Body:
         task, self._task = self._task, None
         if stream is not None:
             stream.close(CloseReason.PEER)
-            stream.transport = None  # whoever keeps the stream shall not keep the socket
+            # Whoever keeps the stream shall not keep the socket.
+            transport, stream.transport = stream.transport, None
+            if stream.reason is CloseReason.SHUTDOWN and transport is not None:
+                # The response is written in full. A server that waited for the connection's next request, as they do
+                # for seconds or for ever, would hold up the end of its process.
+                transport.close()
         if task is not None:
             task.stop()
 

@@ -15,35 +15,27 @@ import logging
 import os
 import select
 import socket
-import sys
 import time
 import weakref
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any, ClassVar, Final
 
 from ..event import chunk
 from ..stream import CloseReason, Stream
-from .base import Loop, Task
+from .base import Loop, Task, original
 
 __all__ = ["HandedOff", "Reactor"]
 
 logger = logging.getLogger("flask_sse_stream")
 
 
-def _original(module: str, name: str) -> Any:
-    """Give a function of the standard library, also where gevent has replaced it."""
-    monkey = sys.modules.get("gevent.monkey")
-    return monkey.get_original(module, name) if monkey is not None else getattr(import_module(module), name)
-
-
 # gevent's tells greenlets apart.
-get_ident: Final[Callable[[], int]] = _original("_thread", "get_ident")
+get_ident: Final[Callable[[], int]] = original("_thread", "get_ident")
 # gevent's close waits for the loop's next turn, and its epoll is none.
-_close: Final[Callable[[int], None]] = _original("os", "close")
-_Epoll: Final[Callable[[], select.epoll]] = _original("select", "epoll")
+_close: Final[Callable[[int], None]] = original("os", "close")
+_Epoll: Final[Callable[[], select.epoll]] = original("select", "epoll")
 # Held for as long as it takes to make a reactor; gevent's would let other greenlets in.
-_new_lock: Final[Callable[[], Any]] = _original("_thread", "allocate_lock")
+_new_lock: Final[Callable[[], Any]] = original("_thread", "allocate_lock")
 
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 _WATCHED: Final = select.EPOLLIN | select.EPOLLRDHUP

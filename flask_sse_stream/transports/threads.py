@@ -93,9 +93,13 @@ class ThreadFlusher:
 
     def give_turn(self) -> bool:
         """Sleep a moment, in which the flusher runs."""
-        if threading.current_thread() is self._thread:
+        return self.rest(0.0005)
+
+    def rest(self, seconds: float) -> bool:
+        """Sleep in the current thread."""
+        if threading.get_ident() == self._thread.ident:
             return False
-        time.sleep(0.0005)
+        time.sleep(seconds)
         return True
 
     def stop(self) -> None:
