@@ -22,6 +22,7 @@ from werkzeug.wsgi import ClosingIterator
 
 from .access import Ticket, now
 from .bridge import Bridge, Target
+from .client import add_client, url_for_client
 from .errors import AccessDenied, SettingsError
 from .event import END_ID, Event
 from .leaving import handle_sigterm
@@ -204,6 +205,8 @@ class SSE:
         if settings.drain_seconds:
             # Now, since the requests of Flask's own server run in threads, which may not do it.
             handle_sigterm()
+        if settings.client_path is not None:
+            add_client(app, settings.client_path)
         _wire_signals(weakref.ref(app), manager)
         app.extensions[_NAME] = manager
         self._tickets[manager] = tickets
@@ -227,6 +230,13 @@ class SSE:
             f"this SSE serves {len(managers)} apps and there is no app context to say which is meant: "
             'use app.extensions["sse_stream"], or "with app.app_context():"'
         )
+
+    def url_for_client(self) -> str:
+        """Give the URL of ``sse.js``, the browser's client, in the current app; with a hash, so that it may be kept.
+
+        Raises :class:`SettingsError` where ``SSE_CLIENT_PATH`` is ``None``.
+        """
+        return url_for_client()
 
     # Pools
 

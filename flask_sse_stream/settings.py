@@ -149,6 +149,15 @@ class Settings:
         ),
         "the endpoint; ``None``: no route is added",
     )
+    client_path: str | None = _setting(
+        "/stream.js",
+        _text(
+            "a path that begins with '/', or None for no route",
+            lambda v: v.startswith("/") and v.isprintable(),
+            optional=True,
+        ),
+        "where ``sse.js`` is served, a client for browsers; ``None``: nowhere",
+    )
     key_param: str = _setting(
         "connectKey",
         _text("the name of a query parameter", bool),

@@ -186,31 +186,32 @@ def test_data_is_taken_when_the_event_is_made_and_not_when_it_is_sent() -> None:
 # Decoding
 
 
-@pytest.mark.parametrize(
-    ("wire", "expected"),
-    [
-        (b"data\n\n", [("message", "", "")]),
-        (b"data:\n\n", [("message", "", "")]),
-        (b"data\ndata\n\n", [("message", "\n", "")]),
-        (b"data:test\n\ndata: test\n\n", [("message", "test", "")] * 2),
-        (b"data:  two\n\n", [("message", " two", "")]),
-        (b"data:\ttab\n\n", [("message", "\ttab", "")]),
-        (b"\xef\xbb\xbfdata: bom\n\n", [("message", "bom", "")]),
-        (b"\xef\xbb\xbf\xef\xbb\xbfdata: bom\n\n", []),
-        (b"data: a\n\n\xef\xbb\xbfdata: b\n\n", [("message", "a", "")]),
-        (b"data: cut off at the end", []),
-        (b"data: no blank line\n", []),
-        (b"id: 7\n\ndata: x\n\n", [("message", "x", "7")]),
-        (b"id: 7\n\nid\ndata: x\n\n", [("message", "x", "")]),
-        (b"id: 7\ndata: x\n\nid: a\0b\ndata: y\n\n", [("message", "x", "7"), ("message", "y", "7")]),
-        (b"event: e\n\ndata: x\n\n", [("message", "x", "")]),
-        (b"Data: x\n\n", []),
-        (b" data: x\n\n", []),
-        (b"event: e\rdata: x\r\n\r\n", [("e", "x", "")]),
-        (b"data: \xff\xe2\x82\n\n", [("message", "\ufffd\ufffd", "")]),
-        (b":\n\n: comment\ndata: x\n\n", [("message", "x", "")]),
-    ],
-)
+STREAMS: list[tuple[bytes, list[tuple[str, str, str]]]] = [
+    (b"data\n\n", [("message", "", "")]),
+    (b"data:\n\n", [("message", "", "")]),
+    (b"data\ndata\n\n", [("message", "\n", "")]),
+    (b"data:test\n\ndata: test\n\n", [("message", "test", "")] * 2),
+    (b"data:  two\n\n", [("message", " two", "")]),
+    (b"data:\ttab\n\n", [("message", "\ttab", "")]),
+    (b"\xef\xbb\xbfdata: bom\n\n", [("message", "bom", "")]),
+    (b"\xef\xbb\xbf\xef\xbb\xbfdata: bom\n\n", []),
+    (b"data: a\n\n\xef\xbb\xbfdata: b\n\n", [("message", "a", "")]),
+    (b"data: cut off at the end", []),
+    (b"data: no blank line\n", []),
+    (b"id: 7\n\ndata: x\n\n", [("message", "x", "7")]),
+    (b"id: 7\n\nid\ndata: x\n\n", [("message", "x", "")]),
+    (b"id: 7\ndata: x\n\nid: a\0b\ndata: y\n\n", [("message", "x", "7"), ("message", "y", "7")]),
+    (b"event: e\n\ndata: x\n\n", [("message", "x", "")]),
+    (b"Data: x\n\n", []),
+    (b" data: x\n\n", []),
+    (b"event: e\rdata: x\r\n\r\n", [("e", "x", "")]),
+    (b"data: \xff\xe2\x82\n\n", [("message", "\ufffd\ufffd", "")]),
+    (b":\n\n: comment\ndata: x\n\n", [("message", "x", "")]),
+]
+WIRES = [wire for wire, _ in STREAMS]
+
+
+@pytest.mark.parametrize(("wire", "expected"), STREAMS)
 def test_a_stream_is_decoded_as_the_standard_says(wire: bytes, expected: list[tuple[str, str, str]]) -> None:
     assert [(e.event or "message", e.data, e.id or "") for e in decode(wire)] == expected
     assert reference(wire) == expected

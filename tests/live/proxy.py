@@ -18,6 +18,7 @@ class Proxy:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
+        self._swallowing: list[threading.Event] = []
         self._is_cut = False
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -42,8 +43,10 @@ class Proxy:
                         continue
                     server = socket.create_connection(("127.0.0.1", self._port))
                     self._open += [client, server]
+                swallowing = threading.Event()
+                self._swallowing.append(swallowing)
                 for source, target in ((client, server), (server, client)):
-                    threading.Thread(target=_forward, args=(source, target), daemon=True).start()
+                    threading.Thread(target=_forward, args=(source, target, swallowing), daemon=True).start()
 
     def cut(self) -> None:
         """Reset every connection, on both sides."""
@@ -53,16 +56,23 @@ class Proxy:
                 _reset(end)
             self._open.clear()
 
+    def swallow(self) -> None:
+        """Keep every connection, and let nothing more through: what becomes of them when a router forgets them."""
+        with self._lock:
+            for connection in self._swallowing:
+                connection.set()
+
     def mend(self) -> None:
         """Let clients through again."""
         with self._lock:
             self._is_cut = False
 
 
-def _forward(source: socket.socket, target: socket.socket) -> None:
+def _forward(source: socket.socket, target: socket.socket, swallowing: threading.Event) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
-            target.sendall(data)
+            if not swallowing.is_set():
+                target.sendall(data)
         target.shutdown(socket.SHUT_WR)
 
 
