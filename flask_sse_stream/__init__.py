@@ -9,6 +9,7 @@ The way of an event, and where each part of it lives:
 * ``stream``: one client's queue and cursor, and how it may end.
 * ``transports``: move a stream's bytes to its client.
 * ``wsgi``, ``extension``: answer requests, for any WSGI app and for Flask.
+* ``client``, ``static/sse.js``: the browser's side, and how it gets there.
 * ``access``, ``tickets``, ``revocations``: who may listen, on what text's word, and until when.
 * ``publisher``, ``bridge``: publish from processes that have no streams, and what other software says.
 * ``progress``: how far a loop is.

@@ -18,14 +18,13 @@ from .errors import SettingsError
 __all__ = ["add_client", "url_for_client"]
 
 _ENDPOINT: Final = "sse_stream_client"
-_VERSION_PARAM: Final = "v"
 _YEAR: Final = 31_536_000
 
 
 @functools.cache
 def _client() -> tuple[bytes, str]:
     """Give the file and its hash."""
-    source = files(__package__).joinpath("static", "sse.js").read_bytes()
+    source = (files(__package__) / "static" / "sse.js").read_bytes()
     return source, hashlib.sha256(source).hexdigest()[:16]
 
 
@@ -42,14 +41,14 @@ def url_for_client() -> str:
     """Give the file's URL in the current app. Raises :class:`SettingsError` where it is not served."""
     if _ENDPOINT not in current_app.view_functions:
         raise SettingsError("SSE_CLIENT_PATH is None, so sse.js is not served: set it, or serve the file yourself")
-    return url_for(_ENDPOINT, **{_VERSION_PARAM: _client()[1]})
+    return url_for(_ENDPOINT, v=_client()[1])
 
 
 def _serve() -> Response:
     source, version = _client()
     response = Response(source, content_type="text/javascript; charset=utf-8")
     response.set_etag(version)
-    if request.args.get(_VERSION_PARAM) == version:
+    if request.args.get("v") == version:
         response.cache_control.max_age = _YEAR
         response.cache_control.immutable = True
     else:

@@ -58,7 +58,11 @@ def create_app() -> Flask:
     _add_publishers(app, sse)
     # Two more apps in the process, so that the limits need no server of their own.
     app.wsgi_app = DispatcherMiddleware(  # type: ignore[method-assign]
-        app.wsgi_app, {f"/full-{answer}": _limited(answer).wsgi_app for answer in ("retry", "503")}
+        app.wsgi_app,
+        {
+            "/ticketed": _ticketed().wsgi_app,
+            **{f"/full-{answer}": _limited(answer).wsgi_app for answer in ("retry", "503")},
+        },
     )
     return app
 
@@ -70,6 +74,32 @@ def _limited(answer: str) -> Flask:
     @app.get("/count")
     def count() -> ResponseReturnValue:
         return {"streams": sse.count_all(), "refused": sse.stats().refused}
+
+    return app
+
+
+def _ticketed() -> Flask:
+    """One whose streams need a ticket, of which ``/ticket`` gives those to whom it is told to give them."""
+    app = Flask(__name__)
+    app.secret_key = "of the live tests"
+    sse = SSE(app, tickets=True, ping_interval=0.4, retry=300, client_path=None)
+    given: list[str] = []
+
+    @app.get("/ticket/<key>")
+    def ticket(key: str) -> ResponseReturnValue:
+        given.append(key)
+        if given.count(key) > int(request.args.get("at-most", "100")):
+            abort(401)
+        ttl = float(request.args["ttl"])
+        return sse.ticket(key, ttl=ttl) if "alone" in request.args else sse.url_for_stream(key, user=key, ttl=ttl)
+
+    @app.get("/given/<key>")
+    def how_many(key: str) -> ResponseReturnValue:
+        return {"given": given.count(key), "streams": sse.count(key)}
+
+    @app.post("/publish")
+    def publish() -> ResponseReturnValue:
+        return {"id": sse.publish(**request.get_json())}
 
     return app
 

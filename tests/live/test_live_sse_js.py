@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from conftest import LiveServer
@@ -32,8 +33,20 @@ BEGIN = """async ([path, options]) => {
   window.states = [];
   const note = (data, event) => events.push({ type: event.type, data, id: event.lastEventId });
   const listeners = Object.fromEntries(["message", "headline", "close"].map((name) => [name, note]));
+  const ask = async () => {
+    const answer = await fetch(options.tickets);
+    return answer.ok ? answer.text() : null;
+  };
+  const ways = {
+    url: { renew: ask },
+    header: {
+      renew: async () => { window.ticket = await ask(); },
+      headers: () => (window.ticket ? { Authorization: `Bearer ${ticket}` } : {}),
+    },
+  };
   window.source = connect(path, {
-    events: listeners, onReset: note, onState: (state, status) => states.push([state, status]), ...options,
+    events: listeners, onReset: note, onExpired: note, onState: (state, status) => states.push([state, status]),
+    ...ways[options.way], ...options,
   });
 }"""
 
@@ -447,6 +460,43 @@ def test_a_source_that_was_closed_says_nothing_more(context: BrowserContext, ser
     assert tab.data == ["0"]
     assert tab.page.evaluate("[states.at(-1), source.leader]") == [["closed", 0], False]
     assert tab.page.evaluate("navigator.locks.query().then(({ held, pending }) => [held, pending])") == [[], []]
+
+
+# Tickets
+
+
+@pytest.mark.parametrize("way", ["url", "header"])
+def test_a_ticket_is_renewed_when_it_is_missing_and_when_it_has_expired(
+    context: BrowserContext, server: LiveServer, key: str, way: str
+) -> None:
+    tickets = f"/ticketed/ticket/{quote(key)}?ttl=2" + ("&alone" if way == "header" else "")
+    tabs = open_tabs(2, context, server, key, path="/ticketed/stream", way=way, tickets=tickets, name=f"{way} of {key}")
+    said = []
+
+    def publish() -> None:
+        said.append(f"event {len(said)}")
+        server.post("/ticketed/publish", {"key": key, "data": said[-1]})
+
+    def messages(tab: Tab) -> list[Any]:
+        return [event["data"] for event in tab.events if event["type"] == "message"]
+
+    publish()
+    wait_for(lambda: [event["type"] for event in tabs[1].events].count("stream-expired") == 2, "two ends", DEADLINE)
+    publish()
+    for tab in tabs:
+        wait_for(lambda tab=tab: len(messages(tab)) == 2, "both events", DEADLINE)
+        assert messages(tab) == said
+        assert {"type": "stream-expired", "data": {"reason": "expired"}, "id": tab.events[0]["id"]} in tab.events
+    asked = server.get(f"/ticketed/given/{quote(key)}")
+    assert (asked["given"] >= 3, asked["streams"] <= 1) == (True, True)
+
+
+def test_who_gets_no_other_ticket_stops(context: BrowserContext, server: LiveServer, key: str) -> None:
+    tickets = f"/ticketed/ticket/{quote(key)}?ttl=1&at-most=1"
+    [tab] = open_tabs(1, context, server, path="/ticketed/stream", way="url", tickets=tickets)
+    tab.wait_for_state("closed")
+    assert tab.page.evaluate("states.at(-1)") == ["closed", 401]
+    assert server.get(f"/ticketed/given/{quote(key)}") == {"given": 2, "streams": 0}
 
 
 # What listeners are given
