@@ -67,7 +67,7 @@ package: $(VENV)/.with-package  ## the sdist and the wheel in dist, checked and 
 	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/python -m venv --clear build/empty
 	build/empty/bin/python -m pip install --quiet dist/*.whl
-	build/empty/bin/python -I -c "from flask_sse_stream.client import _client; print(_client()[1])"
+	build/empty/bin/python -I -c "import flask_sse_stream as it; from pathlib import Path; print(it.__file__, len((Path(it.__file__).parent / 'static/sse.js').read_bytes()))"
 
 # pyenv puts shims on PATH that refuse to run whatever is not activated, so tox is shown the real ones.
 tox: test-programs $(VENV)/.with-tox  ## every Python that is here, the lowest dependencies, and all of the above

@@ -652,3 +652,12 @@ def test_what_flask_sse_publishes_is_bridged(redis: RedisServer) -> None:
     [event] = reader.take(1)
     assert (event.data, event.event, event.id, event.retry) == ("text", None, "7", 500)
     reader.close()
+
+
+def test_the_browser_pages_page_imports_the_client_from_where_it_is_kept() -> None:
+    page = Page("docs/browser.rst")
+    client = page["app"].test_client()
+    [url] = re.findall(r'from "(/stream.js\?v=\w+)"', client.get("/").text)
+    response = client.get(url)
+    assert response.data == page["client"]
+    assert "immutable" in response.headers["Cache-Control"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pytest
 from conftest import LiveServer
@@ -15,7 +16,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from playwright.sync_api import Browser, BrowserContext, Error, Page
 from proxy import Proxy
-from support import chromium, wait_for
+from support import ROOT, chromium, wait_for
 from test_event import WIRES, cut, events
 
 from flask_sse_stream import EventDecoder
@@ -606,3 +607,43 @@ def test_numbers_and_comments_are_given_as_they_come(context: BrowserContext, se
         list(stream),
     )
     assert blocks == [{"retry": 10}, {}, {"comment": "ping"}, {"comment": "b: c", "data": "x", "id": ""}]
+
+
+# What the page of the docs says
+
+STUBS = """() => {
+  window.shown = [];
+  window.show = (...what) => shown.push(what);
+  window.load = () => {};
+}"""
+
+
+def scripts() -> list[str]:
+    page = (ROOT / "docs" / "browser.rst").read_text(encoding="utf-8")
+    found = re.findall(r"^\.\. code-block:: javascript\n\n((?:    .*\n|\n)+)", page, re.MULTILINE)
+    return [textwrap.dedent(script) for script in found]
+
+
+def test_the_scripts_of_the_docs_run_and_show_what_is_published(context: BrowserContext, server: LiveServer) -> None:
+    eventsource, simple, with_url, with_header, by_hand = scripts()
+    answers = {"/stream-url": "/stream?connectKey=news", "/ticket": "a ticket", "/answers": "event: part\ndata: 42\n\n"}
+    context.route(
+        re.compile("/(stream-url|ticket|answers)$"),
+        lambda route: route.fulfill(body=answers[urlsplit(route.request.url).path]),
+    )
+    pages = []
+    for script in (eventsource, simple, with_url, with_header):
+        page = context.new_page()
+        page.goto(f"{server.url}/page")
+        page.evaluate(STUBS)
+        page.add_script_tag(type="module", content=script)
+        pages.append(page)
+    server.wait_for_count("news", 4)
+    last = server.publish("news", {"title": "hi"}, event="headline")
+    shown = [["hi"], ["hi", last], ['{"title": "hi"}'], ['{"title": "hi"}']]
+    for page, expected in zip(pages, shown, strict=True):
+        wait_for(lambda page=page: page.evaluate("shown"), "it is shown", DEADLINE)
+        assert page.evaluate("shown") == [expected]
+    pages[0].add_script_tag(type="module", content=by_hand)
+    wait_for(lambda: len(pages[0].evaluate("shown")) == 2, "the answer is shown", DEADLINE)
+    assert pages[0].evaluate("shown[1]") == ["part", "42"]
