@@ -202,11 +202,11 @@ class SSE:
             )
             is_free = functools.partial(_has_nobody_to_ask, weakref.ref(self), weakref.ref(app))
             app.wsgi_app = Shortcut(app, manager, tickets, _NAME, is_free)  # type: ignore[method-assign]
+        if settings.client_path is not None:
+            add_client(app, settings.client_path)
         if settings.drain_seconds:
             # Now, since the requests of Flask's own server run in threads, which may not do it.
             handle_sigterm()
-        if settings.client_path is not None:
-            add_client(app, settings.client_path)
         _wire_signals(weakref.ref(app), manager)
         app.extensions[_NAME] = manager
         self._tickets[manager] = tickets
