@@ -12,7 +12,7 @@ The way of an event, and where each part of it lives:
 * ``client``, ``static/sse.js``: the browser's side, and how it gets there.
 * ``access``, ``tickets``, ``revocations``: who may listen, on what text's word, and until when.
 * ``publisher``, ``bridge``: publish from processes that have no streams, and what other software says.
-* ``progress``: how far a loop is.
+* ``progress``, ``sqlalchemy``: how far a loop is, and what a transaction has to say once it is committed.
 * ``settings``, ``errors``: what can be set, and what can go wrong.
 """
 

@@ -217,6 +217,25 @@ class PoolManager:
         idempotency_key: str | None,
     ) -> str:
         once = check_key(idempotency_key, "idempotency_key") if idempotency_key is not None else None
+        value, body = self._checked(data, event, id, retry)
+        if self.hooks.published is not None:
+            self.hooks.published(key, value)
+        identifier = self._outside(lambda: self._broker.publish(key, body, once))
+        self._published += 1
+        if len(self._rounds.outbox) > _OUTBOX_LIMIT:
+            self._give_turn()
+        return identifier
+
+    def make_event(
+        self, data: Any = None, *, event: str | None = None, id: str | int | None = None, retry: int | None = None
+    ) -> Event:
+        """Give the event that :meth:`publish` would send, as these arguments are now; for what publishes it later.
+
+        Raises :class:`EventError`, as :meth:`publish` does.
+        """
+        return self._checked(data, event, id, retry)[0]
+
+    def _checked(self, data: Any, event: str | None, id: str | int | None, retry: int | None) -> tuple[Event, bytes]:
         limit = self.settings.max_event_bytes
         if isinstance(data, Event):
             if (event, id, retry) != (None, None, None):
@@ -234,13 +253,7 @@ class PoolManager:
             raise EventError("nothing to publish: data is None; give data, or an event, id, retry or comment")
         if len(body) > limit:
             raise EventError(f"the event has {len(body)} bytes, more than SSE_MAX_EVENT_BYTES={limit}")
-        if self.hooks.published is not None:
-            self.hooks.published(key, value)
-        identifier = self._outside(lambda: self._broker.publish(key, body, once))
-        self._published += 1
-        if len(self._rounds.outbox) > _OUTBOX_LIMIT:
-            self._give_turn()
-        return identifier
+        return value, body
 
     def lease(self, name: str, seconds: float) -> bool:
         """Let this process have ``name`` for so many seconds, unless another one has it; say whether it does.

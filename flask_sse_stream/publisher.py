@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from .errors import SettingsError
 from .pools import PoolManager
 from .progress import progress
 from .settings import Settings
 
-__all__ = ["Publisher"]
+__all__ = ["HasManager", "Publisher", "manager_of"]
 
 T = TypeVar("T")
 
@@ -105,3 +105,20 @@ class Publisher:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class HasManager(Protocol):
+    """What publishes by a pool manager: an :class:`~flask_sse_stream.SSE`, a :class:`Publisher`."""
+
+    @property
+    def manager(self) -> PoolManager:
+        """The pool manager."""
+        ...
+
+
+def manager_of(source: HasManager | PoolManager) -> PoolManager:
+    """Give the pool manager that something publishes by; :class:`TypeError` for what does not publish."""
+    manager = source if isinstance(source, PoolManager) else getattr(source, "manager", None)
+    if not isinstance(manager, PoolManager):
+        raise TypeError(f"give the SSE, Publisher or PoolManager that is to publish, not {type(source).__name__}")
+    return manager

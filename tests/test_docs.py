@@ -24,6 +24,7 @@ from werkzeug.test import Client
 import flask_sse_stream
 from flask_sse_stream import Event, EventDecoder, EventError, PoolManager, Publisher, Settings
 from flask_sse_stream.tickets import Tickets
+from flask_sse_stream.wsgi import SSEMiddleware
 
 DOCS = ROOT / "docs"
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.rst"))]
@@ -65,7 +66,7 @@ class Page:
         for line, block in blocks(name):
             here = block.replace("redis://localhost:6379/0", self.redis.url)
             # The empty lines in front put the page's own line numbers into tracebacks.
-            exec(compile("\n" * (line - 1) + here, str(ROOT / name), "exec"), self.names)
+            exec(compile("\n" * (line - 1) + here, str(ROOT / name), "exec", dont_inherit=True), self.names)
 
     def __getitem__(self, name: str) -> Any:
         return self.names[name]
@@ -618,6 +619,44 @@ def test_a_loop_in_a_thread_shows_how_far_it_is_to_the_page_and_to_one_that_come
         assert set(json.loads(str(event.data))) == set(json.loads(example))
     assert [json.loads(str(events[-1].data))[name] for name in ("state", "count", "fraction")] == ["done", 1000, 1.0]
     assert 'addEventListener("progress"' in app.test_client().get("/").text
+
+
+def test_an_order_is_told_of_once_it_is_stored(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Page("docs/sqlalchemy.rst")
+    app, db = page["app"], page["db"]
+    with app.app_context():
+        db.create_all()
+    reader = Reader(app, "/stream?connectKey=orders&connectKey=returns")
+    client = app.test_client()
+    assert client.post("/orders/tea").json == {"id": 1}
+    with app.app_context():
+        db.session.add(page["Order"](item="lost"))
+        db.session.flush()
+    assert said(reader.take(1)) == [("order", '{"id": 1, "item": "tea"}')]
+    assert client.post("/returns/7").status_code == 404
+    assert client.post("/returns/1").status_code == 204
+    # What was added first comes first; the row is deleted in the flush.
+    assert said(reader.take(2)) == [(None, '{"id": 1}'), ("gone", '{"id": 1}')]
+    reader.close()
+
+    def away(*_: Any) -> str:
+        raise flask_sse_stream.BrokerError("away")
+
+    page["sse"].manager._broker.publish = away
+    assert client.post("/orders/soap").json == {"id": 1}
+    assert client.post("/returns/1").status_code == 204
+    assert [(key, event.data) for key, event in page["unpublished"]] == [("returns", '{"id": 1}')]
+    assert "AfterCommitStats(published=" in capsys.readouterr().out
+    with app.app_context():
+        db.engine.dispose()
+
+
+def test_a_session_of_plain_sqlalchemy_publishes_into_the_log_of_another_process() -> None:
+    page = Page("docs/sqlalchemy.rst")
+    house = flask_sse_stream.PoolManager(Settings(broker_url="sqlite:///sse.db", join_history=1))
+    reader = Reader(SSEMiddleware(page["app"], house), "/stream?connectKey=orders")
+    assert said(reader.take(1)) == [("order", '{"item":"tea"}')]
+    reader.close()
 
 
 def test_the_settings_page_prints_what_its_comments_say(capsys: pytest.CaptureFixture[str]) -> None:

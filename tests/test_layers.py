@@ -33,7 +33,7 @@ LAYERS: list[set[str]] = [
     {"transports.reactor"},
     {"wsgi", "publisher", "bridge", "jobs", "metrics"},
     {"tickets"},
-    {"shortcut", "client"},
+    {"shortcut", "client", "sqlalchemy"},
     {"extension", "testing"},
     {"cli"},
     {""},
@@ -50,6 +50,7 @@ ONLY_IN = {
     "werkzeug": {"extension", "testing", "cli"},
     "blinker": {"extension", "testing"},
     "click": {"cli"},
+    "sqlalchemy": {"sqlalchemy"},
     "itsdangerous": {"tickets"},
 }
 
