@@ -15,14 +15,14 @@ import socket
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from ..errors import BrokerError
 from ..event import Message
 from ..transports.base import current_runtime
 from .base import Delivery, Gap
 
-__all__ = ["LOOK_SECONDS", "READ_EVENTS", "Listener", "Log", "wake_all"]
+__all__ = ["LOOK_SECONDS", "READ_EVENTS", "Listener", "Log", "Part", "wake_all"]
 
 logger = logging.getLogger("flask_sse_stream")
 
@@ -33,11 +33,30 @@ READ_EVENTS: Final = 500
 """The most that are read at a time."""
 
 
+class Part(NamedTuple):
+    """What is in the log after a place.
+
+    ``messages``
+        the next ones, up to ``reached``. If that is below ``head`` there are more.
+    ``gone``
+        by key, up to where events had been deleted by then.
+    ``skipped``
+        how many there were besides that are no events.
+    """
+
+    epoch: str
+    head: int
+    messages: Sequence[Message]
+    reached: int
+    gone: Mapping[str | None, int]
+    skipped: int
+
+
 class Log(Protocol):
     """What a listener reads from. Any of it may raise :class:`BrokerError`."""
 
-    def read_after(self, seq: int) -> tuple[str, int, Sequence[Message], Mapping[str | None, int]]:
-        """Give epoch and head, the next messages after ``seq``, and by key up to where others had gone by then."""
+    def read_after(self, seq: int) -> Part:
+        """Give what comes next after ``seq``."""
 
     def rewound(self, epoch: str) -> None:
         """Begin a new life, for this one was put back to an older state."""
@@ -90,6 +109,7 @@ class Listener:
         self._stopped = False
         self.broken = ""  # why the log cannot be read
         self.gaps = 0
+        self.skipped = 0
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._wake_directory = wake_directory
         self._path = os.path.join(wake_directory, self._name)
@@ -187,7 +207,7 @@ class Listener:
     def _read(self, log: Log) -> bool:
         """Deliver the next messages; say whether there may be more."""
         inode = log.inode()
-        epoch, head, messages, gone = log.read_after(self._head)
+        epoch, head, messages, reached, gone, skipped = log.read_after(self._head)
         if not epoch:
             return False  # The log was deleted and has no new life yet.
         if epoch == self._epoch and (head < self._head or inode != self._inode):
@@ -209,9 +229,9 @@ class Listener:
         for message in messages:
             log.deliver(message)
             self._head = message.seq
-        if len(messages) < READ_EVENTS:
-            self._head = max(self._head, head)
-        return len(messages) == READ_EVENTS
+        self.skipped += skipped
+        self._head = max(self._head, reached)
+        return self._head < head
 
 
 _listeners: weakref.WeakSet[Listener] = weakref.WeakSet()

@@ -48,8 +48,11 @@ __all__ = [
 _LIFE: Final = """
 local log, latest = KEYS[1], KEYS[2]
 local state = redis.call('HMGET', log, 'epoch', 'seq', 'run', 'lives', 'floor')
-local epoch, seq, lives, floor = state[1], tonumber(state[2] or '0'), state[4] or '', state[5] or '0'
-if not epoch or (seq > 0 and redis.call('EXISTS', latest) == 0) then
+local function is_place(text) return text and #text < 17 and string.find(text, '^%d+$') end
+local epoch, lives = state[1], state[4] or ''
+local seq, floor = is_place(state[2]) and tonumber(state[2]) or 0, is_place(state[5]) and state[5] or '0'
+local is_ours = epoch and #epoch == 12 and string.find(epoch, '^[0-9a-f]+$') and is_place(state[2])
+if not is_ours or (seq > 0 and redis.call('EXISTS', latest) == 0) then
   redis.call('DEL', log, latest)
   epoch, seq, lives, floor = ARGV[2], 0, '', '0'
   redis.call('HSET', log, 'epoch', epoch, 'seq', '0', 'run', ARGV[1], 'lives', '', 'floor', '0')
@@ -275,6 +278,9 @@ class Page(NamedTuple):
     skipped: int
 
 
+_EARLIER: Final = re.compile(rb"\b([0-9a-f]{12}):([0-9]{1,16})\b")
+
+
 class Reading(NamedTuple):
     """What the script READ found: the log's place at one moment, and what it has of the keys that were asked for."""
 
@@ -288,9 +294,8 @@ def reading(reply: Sequence[Any], limit: int) -> Reading:
     """Take the reply of READ apart, and leave out what is no event, or larger than ``limit`` bytes."""
     _, epoch, head, lives, now, found = reply
     earlier: dict[str, int] = {}
-    for life in lives.decode().split():
-        name, _, last = life.partition(":")
-        earlier.setdefault(name, int(last))
+    for name, last in _EARLIER.findall(lives):
+        earlier.setdefault(name.decode(), int(last))
     pages = [_page(int(last), raw, bool(more), int(now), limit) for last, raw, more in found]
     return Reading(epoch.decode(), int(head), earlier, pages)
 

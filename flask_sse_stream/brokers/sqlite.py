@@ -14,21 +14,22 @@ import contextlib
 import functools
 import os
 import random
+import re
 import secrets
 import sqlite3
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from ..errors import BrokerError, SettingsError
-from ..event import Message
+from ..event import Message, is_body
 from ..settings import Settings
 from .base import BrokerStats, Deliver, Delivery, History, Idle, Position, never_idle
-from .listener import LOOK_SECONDS, READ_EVENTS, Listener, wake_all
+from .listener import LOOK_SECONDS, READ_EVENTS, Listener, Part, wake_all
 
 __all__ = ["SQLiteBroker"]
 
@@ -39,6 +40,8 @@ _FLOORS: Final = 10_000  # keys whose floors are known one by one
 _FORMAT: Final = 3
 _ALL: Final = ""  # the key of what goes to all, which no user's key can be
 _MAGIC: Final = 0x55E5  # PRAGMA application_id: an existing database of somebody else's is left alone
+
+_EPOCH: Final = re.compile(r"[0-9a-f]{12}\Z")
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS log (
@@ -75,6 +78,15 @@ def _boot_id() -> str:
         return "unknown"  # a system that does not say
 
 
+def _place(value: Any) -> int:
+    """Give a place in the log, 0 for what is none: SQLite keeps values of any type in a column of any other."""
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
+
+
 def _machine_time() -> float:
     """Give seconds that all processes of this run of the machine share, and that nobody can set.
 
@@ -108,6 +120,7 @@ class SQLiteBroker:
         self._namespace = settings.namespace
         self._size = settings.history_size
         self._ttl = settings.history_ttl
+        self._limit = settings.max_event_bytes
         self._once_ttl = settings.idempotency_ttl
         self._timeout = settings.broker_timeout
         self._deliver: Deliver
@@ -134,8 +147,9 @@ class SQLiteBroker:
                 if made is not None:
                     return made
             connection.execute("UPDATE log SET head = ? WHERE namespace = ?", (seq, self._namespace))
-            connection.execute(
-                "INSERT INTO event VALUES (?, ?, ?, ?, ?)", (self._namespace, seq, name, _machine_time(), body)
+            connection.execute(  # in the place of what somebody else may have put there
+                "INSERT OR REPLACE INTO event VALUES (?, ?, ?, ?, ?)",
+                (self._namespace, seq, name, _machine_time(), body),
             )
             # By chance, so that no rhythm of keys leaves one of them untrimmed for ever.
             if random.random() < 1 / _TRIM_EVERY:  # noqa: S311
@@ -211,7 +225,8 @@ class SQLiteBroker:
         """Say whether the log can be read."""
         if self._listener is None:
             return BrokerStats()
-        return BrokerStats(up=not self._listener.broken, gaps=self._listener.gaps, error=self._listener.broken)
+        listener = self._listener
+        return BrokerStats(not listener.broken, gaps=listener.gaps, skipped=listener.skipped, error=listener.broken)
 
     def close(self) -> None:
         """End the listener and close every connection."""
@@ -224,8 +239,9 @@ class SQLiteBroker:
 
     def _position(self, connection: sqlite3.Connection, *, create: bool = False) -> tuple[str, int]:
         row = connection.execute("SELECT epoch, head, boot FROM log WHERE namespace = ?", (self._namespace,)).fetchone()
-        if row is not None and (not create or row[2] == self._this_boot()):
-            return str(row[0]), int(row[1])
+        is_ours = row is not None and _EPOCH.match(str(row[0])) is not None and isinstance(row[1], int)
+        if is_ours and (not create or row[2] == self._this_boot()):
+            return row[0], row[1]
         return (self._begin_anew(connection), 0) if create else ("", 0)
 
     def _begin_anew(self, connection: sqlite3.Connection) -> str:
@@ -257,35 +273,45 @@ class SQLiteBroker:
             "UNION ALL SELECT floor FROM log WHERE namespace = ?1",
             (self._namespace, name),
         ).fetchone()
-        floor = int(row[0]) if row is not None else 0
+        floor = _place(row[0]) if row is not None else 0
         rows = connection.execute(
-            "SELECT seq, key, created, body FROM event WHERE namespace = ? AND key = ? ORDER BY seq DESC LIMIT ?",
+            "SELECT seq, key, created, body FROM event WHERE namespace = ? AND key = ? AND typeof(seq) = 'integer' "
+            "ORDER BY seq DESC LIMIT ?",
             (self._namespace, name, self._size + 1),
         ).fetchall()
         oldest = _machine_time() - self._ttl
-        kept = [row for row in rows[: self._size] if row[2] >= oldest]
+        kept = [row for row in rows[: self._size] if _is_number(row[2]) and row[2] >= oldest]
         if len(kept) < len(rows):
-            floor = max(floor, int(rows[len(kept)][0]))
-        return History(key, epoch, floor, [self._message(epoch, row) for row in reversed(kept)], head)
+            floor = max(floor, _place(rows[len(kept)][0]))
+        return History(key, epoch, floor, self._messages(epoch, reversed(kept)), head)
 
-    def _message(self, epoch: str, row: tuple[int, str, float, bytes]) -> Message:
-        seq, name, created, body = row
-        key = None if name == _ALL else name
-        return Message(key, epoch, seq, body, created, resumable=self._size > 0)
+    def _messages(self, epoch: str, rows: Iterable[Sequence[Any]]) -> list[Message]:
+        """Give the messages that rows are, without those that are none: anybody may have written to the file."""
+        found = []
+        for seq, name, created, body in rows:
+            if not (_place(seq) and isinstance(name, str) and _is_number(created) and isinstance(body, bytes)):
+                continue
+            if len(body) <= self._limit and is_body(body):
+                key = None if name == _ALL else name
+                found.append(Message(key, epoch, seq, body, created, resumable=self._size > 0))
+        return found
 
-    def read_after(self, seq: int) -> tuple[str, int, list[Message], dict[str | None, int]]:
-        """Give epoch and head, the next messages after ``seq``, and by key up to where others had gone by then."""
+    def read_after(self, seq: int) -> Part:
+        """Give what comes next after ``seq``."""
         with self._reading() as connection:
             epoch, head = self._position(connection)
             rows = connection.execute(
-                "SELECT seq, key, created, body FROM event WHERE namespace = ? AND seq > ? ORDER BY seq LIMIT ?",
-                (self._namespace, seq, READ_EVENTS),
+                "SELECT seq, key, created, body FROM event "
+                "WHERE namespace = ? AND seq > ? AND seq <= ? AND typeof(seq) = 'integer' ORDER BY seq LIMIT ?",
+                (self._namespace, seq, head, READ_EVENTS),
             ).fetchall()
             gone = connection.execute(
                 "SELECT key, seq FROM floor WHERE namespace = ? AND seq > ?", (self._namespace, seq)
             ).fetchall()
-        messages = [self._message(epoch, row) for row in rows]
-        return epoch, head, messages, {None if name == _ALL else name: floor for name, floor in gone}
+        messages = self._messages(epoch, rows)
+        reached = rows[-1][0] if len(rows) == READ_EVENTS else head
+        floors = {None if name == _ALL else str(name): _place(floor) for name, floor in gone}
+        return Part(epoch, head, messages, reached, floors, len(rows) - len(messages))
 
     def _trim(self, connection: sqlite3.Connection, name: str) -> None:
         """Delete what no window may hold any more, and remember up to where."""

@@ -182,6 +182,26 @@ def test_a_log_without_its_keys_is_a_lost_one(scripts: Scripts) -> None:
     assert found.epoch.encode() != epoch
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("epoch", b"\xff"), ("epoch", b"a\nb"), ("epoch", b""), ("seq", b"x"), ("seq", b"nan"), ("seq", b"-1")],
+)
+def test_a_log_that_somebody_else_has_written_to_is_a_lost_one(field: str, value: bytes, scripts: Scripts) -> None:
+    old = scripts.publish("a").partition(b"-")[0].decode()
+    scripts.command("HSET", scripts.names.log, field, value)
+    found, [chain] = scripts.read("a")
+    assert (found.head, found.earlier, chain.entries) == (0, {}, [])
+    assert found.epoch != old
+    assert scripts.publish("a") == found.epoch.encode() + b"-1"
+
+
+def test_what_is_no_life_is_not_taken_for_one_and_what_is_no_floor_is_none(scripts: Scripts) -> None:
+    scripts.publish("a")
+    scripts.command("HSET", scripts.names.log, "lives", b"\xff:1 0123456789ab:x : 0123456789ab:7 0", "floor", b"\xff")
+    found, [_, never] = scripts.read("a", "never")
+    assert (found.head, found.earlier, never.reached) == (1, {"0123456789ab": 7}, 0)
+
+
 def test_a_new_server_begins_a_life_that_knows_those_before_it(scripts: Scripts) -> None:
     epochs = []
     for number in range(40):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -169,6 +170,53 @@ def test_what_a_listener_could_not_read_before_it_was_trimmed_is_told_as_a_gap(l
         floor = max((gap.seq for gap in gaps if gap.key == key), default=0)
         mine = [item.seq for item in delivered[at:] if isinstance(item, Message) and item.key == key]
         assert mine == [seq for seq in range(1, 1201) if (seq % 2 == 0) == (key == "a") and seq > floor]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("body", "'data: text'"),
+        ("body", "x'ff'"),
+        ("body", "CAST('data: x' || char(10) || char(10) || 'data: forged' || char(10) || char(10) AS BLOB)"),
+        ("body", "zeroblob(2000000)"),
+        ("created", "'yesterday'"),
+        ("key", "x'ff'"),
+        ("seq", "'seven'"),
+        ("seq", "3"),
+        ("seq", "x'07'"),
+    ],
+)
+def test_a_row_that_is_no_event_is_left_out_and_the_listener_goes_on(column: str, value: str, log: Log) -> None:
+    broker, delivered = log.broker()
+    broker.cover([], [], None)
+    first = broker.publish("a", body("x"))
+    wait_for(lambda: delivered, "it is delivered")
+    row = {"namespace": "'sse'", "seq": "2", "key": "'a'", "created": "0", "body": "x''", column: value}
+    with contextlib.closing(sqlite3.connect(log.path)) as connection, connection:
+        connection.execute(f"INSERT INTO event VALUES ({', '.join(row.values())})")
+        connection.execute("UPDATE log SET head = 2")
+    last = broker.publish("a", body("y"))
+    wait_for(lambda: len(delivered) == 2, "the next one is delivered")
+    assert ids(delivered) == [first, last]
+    assert broker.stats().skipped == (row["seq"] == "2")
+    assert place(last)[1] == 3
+    assert {message.id for message in fetch(broker, delivered, "a")[1].messages} <= {first, last}
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("epoch", "'a' || char(10) || 'b'"), ("epoch", "x'ff'"), ("head", "'x'")]
+)
+def test_a_log_that_somebody_else_has_written_to_is_a_new_one(column: str, value: str, log: Log) -> None:
+    broker, delivered = log.broker()
+    broker.cover([], [], None)
+    old = broker.publish("a", body("x"))
+    wait_for(lambda: delivered, "it is delivered")
+    with contextlib.closing(sqlite3.connect(log.path)) as connection, connection:
+        connection.execute(f"UPDATE log SET {column} = {value}")
+    new = broker.publish("a", body("y"))
+    wait_for(lambda: len(delivered) == 2, "the next one is delivered")
+    assert place(new)[1] == 1
+    assert place(new)[0] != place(old)[0]
 
 
 def test_the_file_does_not_grow_without_end(log: Log) -> None:
