@@ -11,12 +11,13 @@ import functools
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, ParamSpec, TypeVar
+from urllib.parse import parse_qsl
 
 from blinker import Namespace
 from flask import Flask, Response, after_this_request, current_app, has_app_context, request, url_for
 from flask.json.provider import DefaultJSONProvider
 from flask.typing import ResponseReturnValue
-from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.datastructures import MultiDict, WWWAuthenticate
 from werkzeug.exceptions import Forbidden, HTTPException, NotAcceptable, NotFound, Unauthorized
 from werkzeug.wsgi import ClosingIterator
 
@@ -415,10 +416,10 @@ class SSE:
     def _admit(self, manager: PoolManager, tickets: Tickets) -> tuple[tuple[str, ...], Ticket | None]:
         """Give what the current request listens to, and what it was let in with."""
         settings = manager.settings
-        asked = request.args.getlist(settings.key_param)
+        asked = _query().getlist(settings.key_param)
         ticket: Ticket | None = None
         if settings.tickets:
-            text = bearer(request.environ) or request.args.get(settings.ticket_param)
+            text = bearer(request.environ) or _query().get(settings.ticket_param)
             keys, ticket = tickets.admit(asked, text)
         else:
             keys = manager.check_keys(asked or [settings.default_key])
@@ -477,7 +478,7 @@ class SSE:
     ) -> EventStreamResponse:
         if not accepts_event_stream(request.headers.get("Accept", "")):
             raise NotAcceptable("This resource is an event stream; the request's Accept header excludes it.")
-        if match_query is not None and match_query not in request.args:
+        if match_query is not None and match_query not in _query():
             raise NotAcceptable(f"This resource is an event stream; ask for it with the query parameter {match_query}.")
         stream = Stream(manager)
         if close_event is not _UNSET:
@@ -552,6 +553,14 @@ class _Resumed:
 def _has_nobody_to_ask(sse: weakref.ref[SSE], app: weakref.ref[Flask]) -> bool:
     extension = sse()
     return extension is not None and extension._authorize is None and not stream_opened.has_receivers_for(app())
+
+
+def _query() -> MultiDict[str, str]:
+    """Give the current request's query, of which Werkzeug raises what is an answer 500 where a byte is no UTF-8."""
+    try:
+        return request.args
+    except UnicodeDecodeError:
+        return MultiDict(parse_qsl(request.query_string.decode("utf-8", "replace"), keep_blank_values=True))
 
 
 def _nothing() -> Sequence[str]:

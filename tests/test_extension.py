@@ -234,6 +234,20 @@ def test_a_bad_key_is_a_400_and_registers_nothing(app: Flask, query: str) -> Non
     assert "key must" in response.get_data(as_text=True)
 
 
+def test_bytes_in_the_query_that_are_no_utf_8_are_replaced(app: Flask) -> None:
+    sse = SSE(app, match_query="sse")
+    app.after_request(lambda response: response)  # a hook, so that Flask's own way is gone
+
+    @app.get("/view")
+    def view() -> Response:
+        return sse.stream(["x"])
+
+    reader = read(app, "/stream", environ_overrides={"QUERY_STRING": "connectKey=\xff"})
+    sse.publish("\ufffd", "x")
+    assert [event.data for event in reader.until(1)] == ["x"]
+    assert app.test_client().get("/view", environ_overrides={"QUERY_STRING": "\xff&sse"}).status_code == 200
+
+
 def test_only_get_opens_a_stream(app: Flask) -> None:
     sse = SSE(app)
     client = app.test_client()
