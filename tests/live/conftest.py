@@ -53,6 +53,7 @@ class LiveServer(Server):
         self.kind = kind
         self.in_greenlets = kind in GREENLETS
         self.tracebacks = 0  # those that tests are known to have caused
+        self.refused = 0  # and how many of them are the server's own, of requests that it refused
         self.client = self._new_client()
 
     def _new_client(self) -> httpx.Client:

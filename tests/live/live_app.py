@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import parse_qs
 
 import gevent
 import greenlet
@@ -124,7 +125,7 @@ def _watch_requests(app: Flask) -> None:
             {
                 "method": request.method,
                 "path": request.path,
-                "keys": request.args.getlist("connectKey"),
+                "keys": parse_qs(request.query_string.decode("latin-1")).get("connectKey", []),
                 "last_event_id": request.headers.get("Last-Event-ID"),
             }
         )
