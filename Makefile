@@ -9,6 +9,12 @@ JOBS ?= 3
 # --peers compares with other libraries' servers too. The endurance takes ten minutes for each server by itself.
 BENCH_ARGS ?=
 ENDURANCE_ARGS ?=
+# --short is five minutes, and --broker sqlite the other store.
+SOAK_ARGS ?=
+# FUZZ_ARGS: --targets decoder body, --keep adds what reached new code to the corpus.
+FUZZ_SECONDS ?= 60
+FUZZ_EXAMPLES ?= 2000
+FUZZ_ARGS ?=
 RESULTS ?= benchmarks/_build/results
 TOX_ARGS ?=
 
@@ -19,7 +25,7 @@ BIN := $(VENV)/bin
 .DELETE_ON_ERROR:
 # Two pips in one environment break it, so -j is not for this file.
 .NOTPARALLEL:
-.PHONY: help demo test bench docs style typing package tox clean test-programs bench-programs
+.PHONY: help demo test bench soak fuzz docs style typing package tox clean test-programs bench-programs
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -47,6 +53,14 @@ bench: bench-programs $(VENV)/.with-bench  ## what a delivery, an idle client an
 		$(BIN)/python benchmarks/$$program.py --json $(RESULTS)/$$program.json $(BENCH_ARGS) || exit; done
 	$(BIN)/python benchmarks/endurance.py --json $(RESULTS)/endurance.json $(ENDURANCE_ARGS)
 	@echo "Plots for the docs: $(BIN)/python benchmarks/plot.py $(RESULTS)/*.json"
+
+soak: bench-programs $(VENV)/.with-bench  ## an hour of load while everything goes wrong, and who was given what
+	$(BIN)/python benchmarks/soak.py $(SOAK_ARGS)
+
+# The first is by coverage and takes FUZZ_SECONDS for each target; the second sends FUZZ_EXAMPLES requests to each server.
+fuzz: test-programs $(VENV)/.with-tests $(VENV)/.with-fuzz  ## minutes of inputs and requests that nobody thought of
+	$(BIN)/python tests/fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/live/test_live_requests.py tests/fuzz
 
 docs: $(VENV)/.with-docs  ## the documentation, where a warning is an error
 	$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs docs/_build/html
