@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -202,6 +203,72 @@ def test_reconnect_storm_gives_each_client_what_it_missed_exactly_once(tmp_path:
             assert min(result.values()) > 0
             assert ("commands" in result) is (name != "ours-sqlite")
         assert table["commands"]["xread"][0]["xread"] >= CLIENTS
+
+
+def test_a_soak_survives_what_goes_wrong_and_loses_nothing(tmp_path: Path) -> None:
+    options = ["--minutes", "0.1", "--clients", str(CLIENTS), "--keys", "2", "--every", "0.5", "--workers", "2"]
+    file = tmp_path / "results.json"
+    outcome = run(BENCHMARKS / "soak.py", *options, "--seed", "1", "--json", str(file))
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    figures = json.loads(file.read_text())
+    assert (figures["lost"], figures["doubled"], figures["problems"]) == (0, 0, [])
+    assert figures["delivered"] > 100
+    assert sum(figures["survived"].values()) >= 2
+    for heading in ("events lost", "memory of a worker", "descriptors", "survived"):
+        assert heading in outcome.stdout
+
+
+def test_the_books_of_a_soak_find_what_was_lost_or_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from soak_clients import Book, Client
+
+    from flask_sse_stream import BrokerError, Event
+
+    book, places = Book(), itertools.count(1)
+
+    def publish(text: str) -> str:
+        if text.startswith("a 3 "):
+            raise BrokerError("nobody knows")
+        return f"0123456789ab-{next(places)}"
+
+    for _ in range(9):
+        book.publish("a", publish)
+
+    def follow(*seen: int | Event) -> tuple[int, int]:
+        client = Client(book, 0, "a", slow=False, stays=0.0)
+        for item in seen:
+            client.take(Event(f"a {item} ") if isinstance(item, int) else item)
+        client.settle()
+        return client.counts["lost"], client.counts["doubled"]
+
+    def reset(reason: str, identifier: str) -> Event:
+        return Event({"reason": reason, "keys": ["a"]}, event="stream-reset", id=identifier)
+
+    assert follow(0, 1, 2, 4, 5, 6, 7, 8) == (0, 0), "the fourth may be none"
+    assert follow(0, 1, 2, 4, 3, 5, 6, 7, 8) == (0, 0), "or come late"
+    assert follow(0, 1, 2, 3, 4, 3, 5, 6, 7, 8) == (0, 1)
+    assert follow(0, 1, 4, 5, 6, 7, 8) == (1, 0)
+    assert follow(0, 1, 2, 4, 5) == (3, 0)
+    assert follow(0, 1, 1, 2, 4, 5, 6, 7, 8) == (0, 1)
+    assert follow(0, 1, reset("age", "0123456789ab-4"), 6, 7, 8) == (1, 0), "5 came after the reset's place"
+    assert follow(0, 1, reset("age", "0123456789ab-5"), 6, 7, 8) == (0, 0)
+    assert follow(0, 1, reset("epoch", "ba9876543210-0"), 8) == (0, 0)
+    assert follow(0, 1, reset("history", "0123456789ab-2"), 8) == (0, 0)
+
+
+def test_the_growth_of_memory_is_what_its_quarters_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from soak import growth, verdict
+
+    early, late, slope = growth([(float(second), 1e6 + 1000 * second) for second in range(400)])
+    assert (early, late) == (pytest.approx(1.15e6, rel=0.01), pytest.approx(1.35e6, rel=0.01))
+    assert slope == pytest.approx(3.6e6)
+    fine = {"lost": 0, "doubled": 0, "tracebacks": 0, "problems": [], "delivered": 1, "files": 0, "log": ""}
+    memory = {"early_bytes": 50e6, "late_bytes": 51e6, "growth": 0.02}
+    assert verdict({**fine, **memory}) == []
+    for wrong in ({"lost": 1}, {"doubled": 1}, {"tracebacks": 1}, {"problems": ["x"]}, {"delivered": 0}, {"files": 99}):
+        assert verdict({**fine, **memory, **wrong})
+    assert verdict({**fine, "early_bytes": 50e6, "late_bytes": 70e6, "growth": 0.4})
 
 
 def test_a_missing_redis_server_is_told_in_one_sentence(tmp_path: Path) -> None:
