@@ -31,6 +31,7 @@ logger = logging.getLogger("flask_sse_stream")
 _WRITE_BYTES: Final = 64 * 1024
 _SHORT_WRITE_SECONDS: Final = 0.02
 _PATIENCE: Final = 1000  # rests of the flusher, about a second, for a transport that was woken
+_PATIENCE_WRITING: Final = 20  # and for one that writes, until it has written everything
 
 
 class CloseReason(str, Enum):
@@ -356,14 +357,18 @@ class Stream:
         """Whether its queue is more than half full though its client may well be one that keeps up.
 
         That is so while its transport was woken and has not come yet (there are more threads than processors), or
-        is in a write that may still be a short one. A client that does not read holds nobody up for longer.
+        is in a write that may still be a short one. A client that does not read holds nobody up for longer, nor does
+        one that reads steadily and slowly: until it has caught up, it is waited for once.
         """
         settings = self._owner.settings
         if 2 * len(self._queue) <= settings.queue_events and 2 * self._bytes <= settings.queue_bytes:
             return False
         if self.writing_since:
-            return now - self.writing_since < _SHORT_WRITE_SECONDS
-        self._patience -= 1
+            if now - self.writing_since >= _SHORT_WRITE_SECONDS:
+                return False
+            self._patience -= _PATIENCE // _PATIENCE_WRITING
+        else:
+            self._patience -= 1
         return self._patience >= 0
 
     def _has_room(self, size: int) -> bool:
@@ -431,8 +436,8 @@ class Stream:
             queue = self._queue
             if not queue:
                 self.writing_since = 0.0
+                self._patience = _PATIENCE
                 return [] if self.reason is None else None
-            self._patience = _PATIENCE
             frames: list[bytes] = []
             size = 0
             for item in queue:

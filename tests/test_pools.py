@@ -722,6 +722,37 @@ def test_a_transport_that_hangs_is_cut_off_also_where_events_keep_coming_and_are
     assert healthy.reason is None
 
 
+def test_a_client_that_reads_steadily_and_slowly_holds_the_others_up_once_until_it_has_caught_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    house = House(overflow="drop_oldest", queue_events=10, ping_interval=0)
+    slow, healthy = house.open(), house.open("k", "other")
+    for stream in (slow, healthy):
+        house.take(stream)
+
+    def rests_in_a_burst() -> int:
+        rests = 0
+        for _ in range(200):
+            house.manager.publish("k", "x" * 40_000)  # each of them is a write of its own
+        while (delay := house.manager.flush()) is not None and delay < 0.02:
+            while healthy.take():
+                pass
+            if delay:
+                rests += 1
+                clock.now += delay
+                assert slow.take()  # it takes bytes all the time
+                slow.progressed()
+        return rests
+
+    assert 0 < rests_in_a_burst() <= 25
+    assert slow.waiting > 5
+    assert rests_in_a_burst() < 5, "it has not caught up"  # the few are for the healthy one, who comes at once
+    while slow.take():
+        pass
+    assert 0 < rests_in_a_burst() <= 25
+
+
 def test_a_stream_is_rotated_between_80_and_100_percent_of_its_age(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     house = House(max_age=100.0, ping_interval=0)

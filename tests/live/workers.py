@@ -104,16 +104,24 @@ class Follower:
         """Ask for the stream. Raises :class:`OSError`."""
         self._answered_by = 0
         self._received = self._body = b""
-        self.socket = socket.create_connection(("127.0.0.1", self.port), timeout=LONG)
+        self.socket = self.open()
         cursor = f"Last-Event-ID: {self.last_id}\r\n" if self.last_id else ""
         self.socket.sendall(f"GET /stream?connectKey={self._key} HTTP/1.1\r\nHost: localhost\r\n{cursor}\r\n".encode())
         self.socket.setblocking(False)
 
+    def open(self) -> socket.socket:
+        """Connect. For those who do it in another way."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=LONG)
+
+    def receive(self) -> bytes:
+        """Take what is there. For those who take it in another way."""
+        assert self.socket is not None
+        return self.socket.recv(1 << 18)
+
     def read(self) -> bool:
         """Take in what came; say whether there may be more."""
-        assert self.socket is not None
         try:
-            data = self.socket.recv(1 << 18)
+            data = self.receive()
         except BlockingIOError:
             return True
         except OSError:  # a process that was killed with something unread
@@ -220,9 +228,9 @@ class Crowd:
     def errors(self) -> list[str]:
         return [error for follower in self.followers for error in follower.errors]
 
-    def follow(self, port: int, key: str, last_id: str = "") -> Follower:
+    def follow(self, port: int, key: str, last_id: str = "", kind: type[Follower] = Follower) -> Follower:
         """Let one more client listen to a key."""
-        follower = Follower(port, key, last_id)
+        follower = kind(port, key, last_id)
         self.followers.append(follower)
         self._away.append(follower)
         return follower
