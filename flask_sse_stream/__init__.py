@@ -12,6 +12,7 @@ The way of an event, and where each part of it lives:
 * ``client``, ``static/sse.js``: the browser's side, and how it gets there.
 * ``access``, ``tickets``, ``revocations``: who may listen, on what text's word, and until when.
 * ``publisher``, ``bridge``: publish from processes that have no streams, and what other software says.
+* ``jobs``, ``keeper``, ``keys``: one piece of work that any number of readers follow.
 * ``progress``, ``sqlalchemy``: how far a loop is, and what a transaction has to say once it is committed.
 * ``settings``, ``errors``: what can be set, and what can go wrong.
 """
@@ -21,8 +22,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .access import Ticket
-from .errors import AccessDenied, BrokerError, EventError, SettingsError, SSEError, StreamClosed, StreamsFull
+from .errors import AccessDenied, BrokerError, EventError, JobClosed, SettingsError, SSEError, StreamClosed, StreamsFull
 from .event import Event, EventDecoder
+from .jobs import Job, JobState
 from .pools import PoolManager
 from .publisher import Publisher
 from .settings import Settings
@@ -39,6 +41,9 @@ __all__ = [
     "Event",
     "EventDecoder",
     "EventError",
+    "Job",
+    "JobClosed",
+    "JobState",
     "PoolManager",
     "Publisher",
     "SSEError",

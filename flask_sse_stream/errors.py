@@ -7,6 +7,7 @@
      |- EventError(ValueError)      an event that cannot be put on the wire; raised in the publisher
      |- StreamClosed                something was sent to a stream that has ended; carries its reason
      |- StreamsFull                 one stream more than a limit allows; nothing was registered
+     |- JobClosed                   a job has ended, or somebody else works on it; carries its state
      |- AccessDenied                no right to a key; carries the HTTP status to answer
      '- BrokerError                 the broker could not do its work; the cause is chained
 
@@ -19,6 +20,7 @@ __all__ = [
     "AccessDenied",
     "BrokerError",
     "EventError",
+    "JobClosed",
     "SSEError",
     "SettingsError",
     "StreamClosed",
@@ -67,6 +69,19 @@ class StreamsFull(SSEError):
         self.limit = limit
         self.key = key
         self.draining = draining
+
+
+class JobClosed(SSEError):
+    """Nothing more can be sent to a job: it has ended, or another producer works on it.
+
+    ``state`` is the :class:`~flask_sse_stream.JobState` (a ``str``) it has; ``None``: it is over, however it ended.
+    """
+
+    def __init__(self, id: str, state: str | None = None) -> None:
+        what = "has another producer" if state == "running" else f"is over ({state})" if state else "is over"
+        super().__init__(f"the job {id!r} {what}")
+        self.id = id
+        self.state = state
 
 
 class AccessDenied(SSEError):

@@ -2,7 +2,7 @@
 
 This file knows the wire format and nothing else: no stream, no key's rights, no socket, no clock. Everything in
 it is a value or a pure function, save :class:`EventDecoder`, which belongs to whoever feeds it. Any thread may
-call it. It imports only ``errors``.
+call it. It imports only ``errors`` and ``keys``.
 
 Three words, used in the whole package:
 
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .errors import EventError
+from .keys import JOB_ENDS, is_job
 
 __all__ = [
     "END_ID",
@@ -52,6 +53,7 @@ PING: Final = b": ping\n\n"
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _BYTES_LINE_END = re.compile(rb"\r\n|\r|\n")
 _FORBIDDEN = re.compile(r"[\r\n\0]")
+_JOB_ENDS = tuple(f"event: {name}\n".encode() for name in JOB_ENDS)
 
 
 def encode_json(value: Any) -> str:
@@ -234,9 +236,11 @@ class Message:
         the bytes a client receives.
     ``created``
         ``time.monotonic()`` of this process when the event was published.
+    ``last``
+        whether it is the end of a job, after which its streams end for good: its frame has the id ``end``.
     """
 
-    __slots__ = ("_chunk", "_name", "created", "epoch", "frame", "id", "key", "own_id", "seq")
+    __slots__ = ("_chunk", "_name", "created", "epoch", "frame", "id", "key", "last", "own_id", "seq")
 
     def __init__(
         self, key: str | None, epoch: str, seq: int, body: bytes, created: float, *, resumable: bool = True
@@ -246,6 +250,7 @@ class Message:
         self.seq = seq
         self.created = created
         self.own_id = body.startswith(b"id: ")
+        self.last = key is not None and is_job(key) and body.startswith(_JOB_ENDS)
         if self.own_id:
             self.id = body[4 : body.index(b"\n")].decode()
             self.frame = body
@@ -253,7 +258,8 @@ class Message:
             self.id = f"{epoch}-{seq}"
             # A comment carries no id, and without history an id would promise a replay that cannot be had.
             fires = body.startswith(b"data:") or b"\ndata:" in body
-            self.frame = b"id: %b\n%b" % (self.id.encode(), body) if resumable and fires else body
+            shown = END_ID if self.last else self.id
+            self.frame = b"id: %b\n%b" % (shown.encode(), body) if resumable and fires else body
         self._chunk: bytes | None = None
         self._name: bytes | None = None
 

@@ -8,6 +8,7 @@ application context is held while a stream is open.
 from __future__ import annotations
 
 import functools
+import secrets
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, ParamSpec, TypeVar
@@ -24,8 +25,9 @@ from werkzeug.wsgi import ClosingIterator
 from .access import Ticket, now
 from .bridge import Bridge, Target
 from .client import add_client, url_for_client
-from .errors import AccessDenied, SettingsError
+from .errors import AccessDenied, BrokerError, SettingsError
 from .event import END_ID, Event
+from .jobs import Job
 from .leaving import handle_sigterm
 from .pools import PoolManager, Stats
 from .progress import progress
@@ -49,6 +51,7 @@ from .wsgi import (
 __all__ = [
     "SSE",
     "EventStreamResponse",
+    "StreamedJob",
     "event_published",
     "events_dropped",
     "stream_closed",
@@ -93,8 +96,10 @@ class EventStreamResponse(Response):
         keys: Sequence[str] | None = None,
         stream: Stream | None = None,
         source: Source | None = None,
+        job: Job | None = None,
         headers: Mapping[str, str] | None = None,
         ticket: Ticket | None = None,
+        comments: bool = True,
     ) -> None:
         # An iterator without a length, passed through: hooks that measure or rewrite bodies leave it alone.
         self._nothing: Iterable[bytes] = iter(())
@@ -103,6 +108,8 @@ class EventStreamResponse(Response):
         self._keys = keys
         self._ticket = ticket
         self._source = source
+        self._job = job
+        self._comments = comments
         if stream is not None:
             self.stream = stream
 
@@ -122,6 +129,8 @@ class EventStreamResponse(Response):
             keys=self._keys,
             stream=stream,
             source=source,
+            job=self._job,
+            comments=self._comments,
             headers=[item for item in self.headers.to_wsgi_list() if item[0].lower() not in unwanted],
             ticket=self._ticket,
         )
@@ -155,6 +164,29 @@ class _Beginning:
     def close(self) -> None:
         self._begin = None
         self._close()
+
+
+class StreamedJob(Job):
+    """A job that the current request may be answered with."""
+
+    def response(self, *, headers: Mapping[str, str] | None = None, heartbeats: bool = True) -> EventStreamResponse:
+        """Give the response that reads this job: from its beginning, or from where its client was.
+
+        Who may read it is for the view to decide. A job that has ended is replayed to its end; the next reconnect is
+        answered 204, at which an EventSource stops. Without ``heartbeats`` there is no comment in the stream, for
+        clients that cannot read one.
+
+        Raises :class:`werkzeug.exceptions.NotFound` (404) for a job that never was or is no longer kept.
+        """
+        if last_event_id(request.environ) != END_ID:
+            try:
+                known = self.follow()
+            except BrokerError:
+                known = True  # The stream will ask again, and answer as all streams do.
+            if not known:
+                _add_cors(self._manager.settings)
+                raise NotFound("There is no such job, or it is no longer kept.")
+        return EventStreamResponse(self._manager, job=self, headers=headers, comments=heartbeats)
 
 
 class SSE:
@@ -284,6 +316,22 @@ class SSE:
     def lease(self, name: str, seconds: float) -> bool:
         """Let this process have ``name`` for so long, unless another one has it. See :meth:`PoolManager.lease`."""
         return self.manager.lease(name, seconds)
+
+    def job(self, id: str | None = None, *, ttl: float | None = None) -> StreamedJob:
+        """Give the job with this id; without one, a new job that can be read from now on, with an id of its own.
+
+        ``ttl``
+            seconds that it is kept after its last event, at most ``SSE_JOB_TTL``, which is the default.
+
+        See :class:`~flask_sse_stream.Job`. Raises :class:`BrokerError` without an id, and :class:`ValueError` for a bad
+        ``ttl``.
+        """
+        manager = self.manager
+        if id is not None:
+            return StreamedJob(manager, id, ttl)
+        job = StreamedJob(manager, secrets.token_urlsafe(16), ttl)
+        job.open()
+        return job
 
     def bridge(self, channel: str, to: Target, *, event: str | None = None, url: str | None = None) -> Bridge:
         """Publish what other software publishes on a channel of Redis's. See :class:`~flask_sse_stream.bridge.Bridge`.

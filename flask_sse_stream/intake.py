@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable
 from .access import CONTROL_KEY
 from .brokers.base import Delivery, Gap, History, Life
 from .event import Event, Message
+from .keys import is_job, shown
 from .listeners import Listeners
 from .revocations import Revocations
 from .rounds import Rounds
-from .stream import Lock
+from .stream import NOTHING_MORE, CloseReason, Lock, Stream
 from .window import Windows
 
 __all__ = ["Intake"]
@@ -83,7 +84,7 @@ class Intake:
         if delivery.key == CONTROL_KEY:
             return self._take_control(delivery)
         if not self._windows.add(delivery, time.monotonic(), self._listeners):
-            return False  # delivered again
+            return False  # delivered again, or said after the end of a job
         if delivery.key not in self._listeners:
             return False
         self._rounds.outbox.append(delivery)
@@ -116,6 +117,9 @@ class Intake:
             self._revocations.lost()
             return True
         self._windows.lose(gap.key, gap.seq, time.monotonic())
+        if is_job(gap.key):
+            self._let_come_back(self._listeners.of(gap.key))
+            return True
         for stream in self._listeners.of(gap.key):
             keys = stream.keys if gap.key is None else (gap.key,)
             # With the id that it had: of its other keys, what is in the outbox has yet to come.
@@ -134,11 +138,18 @@ class Intake:
         for stream in self._listeners.of(None):
             stream.put_reset(self.reset("epoch", stream.keys), life.head)
             self._rounds.wake_soon(stream)
+        self._let_come_back(self._listeners.of_jobs())
         self._wake()
+
+    def _let_come_back(self, streams: Iterable[Stream]) -> None:
+        """End streams of jobs: what is in the log by now, or whether it has the job at all, is asked by a new one."""
+        for stream in streams:
+            stream.cursor = NOTHING_MORE
+            self._rounds.close_soon(stream, CloseReason.ROTATED)
 
     def reset(self, reason: str, keys: Iterable[str], place: int | None = None) -> bytes:
         """Make the frame that tells a client to load the state of ``keys`` anew, and where it goes on: at the head."""
         self.reset_count += 1
         place = self._windows.head if place is None else place
-        data = json.dumps({"reason": reason, "keys": list(keys)}, ensure_ascii=False)
+        data = json.dumps({"reason": reason, "keys": [shown(key) for key in keys]}, ensure_ascii=False)
         return Event(data, event="stream-reset", id=f"{self._windows.epoch}-{place}").encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .keys import is_job
 from .stream import Stream
 
 __all__ = ["Listeners", "Pool"]
@@ -71,8 +72,13 @@ class Listeners:
             pool = self._pools.get(key)
             return pool.snapshot() if pool is not None else ()
         if self._everybody is None:
-            self._everybody = tuple(dict.fromkeys(stream for pool in self._pools.values() for stream in pool.streams))
+            pools = [pool for key, pool in self._pools.items() if not is_job(key)]
+            self._everybody = tuple(dict.fromkeys(stream for pool in pools for stream in pool.streams))
         return self._everybody
+
+    def of_jobs(self) -> list[Stream]:
+        """Give the streams of all jobs, which what goes to all is not for."""
+        return [stream for key, pool in self._pools.items() if is_job(key) for stream in pool.streams]
 
     def count(self, key: str) -> int:
         """How many streams listen to ``key``."""

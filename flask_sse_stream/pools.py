@@ -34,16 +34,16 @@ from typing import Any, Final, TypeVar
 from .access import CONTROL_KEY, Revocation, Ticket, mark_names, now, user_name
 from .brokers.base import Broker, BrokerStats, Delivery, Life, broker_from_url
 from .errors import AccessDenied, BrokerError, EventError, StreamsFull
-from .event import END_ID, Event, encode_json, retry_block, to_text
+from .event import END_ID, Event, Message, encode_json, retry_block, to_text
 from .intake import Intake
-from .keys import MAX_KEYS, check_key, check_keys
+from .keys import MAX_KEYS, JobKey, Kept, check_key, check_keys, is_job
 from .leaving import attend
 from .listeners import Listeners
 from .overflow import Policies
 from .revocations import Revocations
 from .rounds import Rounds
 from .settings import Settings
-from .stream import CloseReason, Lock, Stream, call_foreign
+from .stream import NOTHING_MORE, CloseReason, Lock, Stream, call_foreign
 from .transports.base import Flusher, Runtime, Transport, current_runtime
 from .window import Windows
 
@@ -124,7 +124,7 @@ class PoolManager:
         self._broker_factory = broker
         # What every stream begins with: servers send no head before the first bytes of a body.
         retry = self.settings.retry
-        self._preamble = (retry_block(retry) if retry is not None else b"") + b": open\n\n"
+        self._retry = retry_block(retry) if retry is not None else b""
         self.starting: list[Callable[[], object]] = []  # called with the first stream of a process
         self.stopping: list[Callable[[], object]] = []  # called by shutdown()
         self._begin()
@@ -136,7 +136,8 @@ class PoolManager:
         self._broker = self._broker_factory(self.settings)
         self._broker.start(self.deliver, self._idle)
         size, ttl = self.settings.history_size, self.settings.history_ttl
-        self._windows = Windows(size, ttl, fetched=self._broker.remembers)
+        jobs = Kept(self.settings.job_events, self.settings.job_ttl, whole=True)
+        self._windows = Windows(size, ttl, fetched=self._broker.remembers, jobs=jobs)
         self._listeners = Listeners()
         self._rounds = Rounds(self.settings, self.lock, self._listeners.of, self._tell_dropped)
         self._revocations = Revocations(self._rounds, lambda: self._jittered_retry(0.5, 1.5))
@@ -281,6 +282,30 @@ class PoolManager:
             self._leases.discard(name)
             self._outside(lambda: self._broker.lease(name, self._holder, 0))
 
+    def hold(self, name: str, holder: str, seconds: float) -> bool:
+        """Let ``holder``, who need not be this process, have a lease; with 0 seconds, give it back. See :meth:`lease`.
+
+        With 0 seconds, and for whoever does not have it, it says whether nobody has.
+        """
+        return self._outside(lambda: self._broker.lease(name, holder, seconds))
+
+    def look(self, key: JobKey) -> list[Message]:
+        """Give what the log has of a job, oldest first; what is said from now on is delivered to this process.
+
+        Raises :class:`BrokerError`.
+        """
+        self._know_the_log()
+        while True:
+            with self.lock:
+                epoch, now = self._windows.epoch, time.monotonic()
+                wanted = self._windows.incomplete((key,), now)
+                self._windows.touch(key, now)
+            self._outside(lambda wanted=wanted: self._broker.cover((key,), wanted, None))  # type: ignore[misc]
+            with self.lock:
+                self._intake.take_all()
+                if epoch == self._windows.epoch:
+                    return self._windows.job(key, time.monotonic())
+
     def dumps(self, value: Any) -> str:
         """Express a value as JSON."""
         return self._dumps(value)
@@ -352,6 +377,7 @@ class PoolManager:
         *,
         last_event_id: str | None = None,
         ticket: Ticket | None = None,
+        comments: bool = True,
     ) -> Stream:
         """Begin a stream that listens to ``keys``, and put what its client missed since ``last_event_id`` into it.
 
@@ -359,24 +385,29 @@ class PoolManager:
         nothing is registered. An id that leads nowhere is no error: the stream begins with ``stream-reset``.
 
         With a ``ticket`` it ends when that expires or is revoked; one that was revoked already is
-        :class:`AccessDenied`.
+        :class:`AccessDenied`. Without ``comments`` it has no heartbeats.
         """
         stream = Stream(self, self.check_keys(keys), ticket)
+        stream.comments = comments
         self._check_limits(stream.keys)
         self._know_the_log()
         while not self._open(stream, transport, last_event_id):
             pass  # The log began anew meanwhile, or so: what was asked of it is worth nothing any more.
         self._start_flusher(runtime, ends=ticket is not None)
         self._announce(stream)
+        if stream.cursor == NOTHING_MORE:  # the replay had the end of a job
+            stream.close(CloseReason.ENDED)
         return stream
 
     def _open(self, stream: Stream, transport: Transport, last_event_id: str | None) -> bool:
         with self.lock:
             # From here on the windows take what is delivered; what was before is asked of the broker.
             epoch = self._windows.epoch
-            wanted = self._windows.incomplete((*stream.keys, None), time.monotonic())
-        asked = wanted if last_event_id or self.settings.join_history else []
-        covered = (*stream.keys, None, CONTROL_KEY)
+            job = is_job(stream.keys[0])
+            followed = stream.keys if job else (*stream.keys, None)  # what goes to all is no part of a job
+            wanted = self._windows.incomplete(followed, time.monotonic())
+        asked = wanted if last_event_id or self.settings.join_history or job else []
+        covered = (*followed, CONTROL_KEY)
         position = self._outside(lambda: self._broker.cover(covered, asked, last_event_id))
         # Only now, when this process hears what is revoked after it has looked.
         revocations = self._revocations.count
@@ -395,8 +426,8 @@ class PoolManager:
                     raise AccessDenied(_REVOKED)
             if position.epoch == epoch:
                 self._windows.reach(position.head)
-            stream.put_first([self._preamble, *self._first_frames(stream.keys, last_event_id)])
-            stream.cursor = self._windows.head
+            stream.put_first([self._first_bytes(stream), *self._first_frames(stream.keys, last_event_id)])
+            stream.cursor = NOTHING_MORE if job and self._windows.is_over(stream.keys[0]) else self._windows.head
             self._register(stream, transport)
         return True
 
@@ -409,13 +440,18 @@ class PoolManager:
         """Begin a stream of one request, made by ``Stream(manager)``. Raises :class:`StreamsFull`."""
         self._check_limits(())
         with self.lock:
-            stream.put_first([self._preamble])
+            stream.put_first([self._first_bytes(stream)])
             if stream.reason is None:
                 self._register(stream, transport)
             else:  # It said everything and ended before its response began.
                 stream.transport = transport
         self._start_flusher(runtime)
         self._announce(stream)
+
+    def _first_bytes(self, stream: Stream) -> bytes:
+        if stream.comments:
+            return self._retry + b": open\n\n"
+        return self._retry or b"\n"  # an empty line ends a block in which there was nothing
 
     def _check_limits(self, keys: tuple[str, ...]) -> None:
         everywhere, per_key = self.settings.max_clients, self.settings.max_clients_per_key
@@ -475,6 +511,8 @@ class PoolManager:
     def _first_frames(self, keys: tuple[str, ...], last_event_id: str | None) -> list[bytes]:
         """What a client with this cursor gets before anything live. Under the lock."""
         windows, now = self._windows, time.monotonic()
+        if is_job(keys[0]):
+            return self._frames_of_job(keys[0], last_event_id, now)
         if not self.settings.history_size:
             return []
         if not last_event_id:
@@ -488,6 +526,31 @@ class PoolManager:
             return [self._intake.reset(replay.reset, replay.keys)]
         self._replayed += len(replay.messages)
         return [message.frame for message in replay.messages]
+
+    def _frames_of_job(self, key: str, last_event_id: str | None, now: float) -> list[bytes]:
+        """What a reader of a job gets first: what it missed, without a cursor everything. Under the lock."""
+        windows = self._windows
+        messages, place = windows.job(key, now), windows.head
+        frames: list[bytes] = []
+        if last_event_id:
+            replay = windows.replay((key,), last_event_id, now)
+            reason, found = replay.reset, replay.messages
+        else:
+            start, cut = windows.begins(key, now)
+            reason, found = ("history" if cut else None), messages
+        if reason is not None:
+            # What it has is not what is here: it begins anew with all that there is.
+            found, (start, _) = messages, windows.begins(key, now)
+            frames.append(self._intake.reset(reason, (key,), start))
+        over = bool(messages) and messages[-1].last
+        if over and not found:
+            found = messages[-1:]  # whatever it claims to have, it does not know of the end
+        self._replayed += len(found)
+        frames += [message.frame for message in found]
+        if not over:
+            # One that is cut off before the next event misses nothing. After an end, the id is the end's.
+            frames.append(Event(id=f"{windows.epoch}-{place}").encode())
+        return frames
 
     def leave(self, stream: Stream, reason: CloseReason) -> bool:
         """Take a stream out of everything, and say whether it was in. For the stream, under the lock."""

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from .errors import SettingsError
+from .jobs import Job
 from .pools import PoolManager
 from .progress import progress
 from .settings import Settings
@@ -93,6 +94,14 @@ class Publisher:
     def lease(self, name: str, seconds: float) -> bool:
         """Let this process have ``name`` for so long, unless another one has it. See :meth:`PoolManager.lease`."""
         return self._manager.lease(name, seconds)
+
+    def job(self, id: str, *, ttl: float | None = None) -> Job:
+        """Give the job with this id, to work on it, or to cancel it. See :class:`~flask_sse_stream.Job`.
+
+        The application's ``SSE_JOB_EVENTS``, ``SSE_JOB_TTL`` and ``SSE_JOB_LEASE`` should be this object's too. What
+        works on a job here has a thread that renews its lease.
+        """
+        return Job(self._manager, id, ttl)
 
     def close(self) -> None:
         """Let go of the log. May be called twice."""

@@ -199,7 +199,7 @@ class Rounds:
                         break  # The log began anew: an event of the old one would spoil the cursor of the new.
                     for stream in streams[start : start + _SLICE_STREAMS]:
                         pusher = None
-                        if alone_for_key and (alone or len(stream.keys) == 1):
+                        if alone_for_key and (alone or len(stream.keys) == 1) and not message.last:
                             pusher = stream.pass_by(message)
                         if pusher is not None:
                             pushes[pusher].append(stream)
@@ -209,6 +209,8 @@ class Rounds:
                             continue
                         stream.last_active = now
                         self.offered_count += 1
+                        if message.last:
+                            self.close_soon(stream, CloseReason.ENDED)
                 for pusher, at_once in pushes.items():
                     left = pusher.push(at_once, message.chunk)
                     if left:
@@ -280,7 +282,7 @@ class Rounds:
                         self._to_close.append((stream, CloseReason.STALLED, b""))
                     if due <= now:
                         due = now + interval
-                        if pings and not stuck:
+                        if pings and stream.comments and not stuck:
                             if (pusher := stream.pusher()) is not None:
                                 pushes[pusher].append(stream)
                             elif stream.put_ping():

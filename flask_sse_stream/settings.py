@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, get_args
 
 from .errors import SettingsError
+from .keys import Kept, is_job
 
 __all__ = ["DEFAULT_POLICY", "PREFIX", "Overflow", "Settings", "WhenFull"]
 
@@ -235,6 +236,15 @@ class Settings:
     join_history: int = _setting(
         0, _number(0, math.inf, whole=True), "latest events of each key for a client that comes without a cursor"
     )
+    job_events: int = _setting(10_000, _number(10, math.inf, whole=True), "events kept of each job")
+    job_ttl: float = _setting(
+        3600.0, _number(1, 315_360_000, whole=False), "seconds that a job is kept after it last said something"
+    )
+    job_lease: float = _setting(
+        10.0,
+        _number(0.5, 3600, whole=False),
+        "seconds after which a job has failed whose producer was not heard of: its process has died",
+    )
     broker_url: str = _setting(
         "memory://",
         _text("a URL such as 'memory://', 'sqlite:///sse.db' or 'redis://localhost:6379/0'", lambda v: "://" in v),
@@ -319,6 +329,12 @@ class Settings:
             )
         if self.ticket_param == self.key_param:
             raise SettingsError(f"{PREFIX}TICKET_PARAM and {PREFIX}KEY_PARAM are both {self.key_param!r}: rename one")
+
+    def kept(self, key: str | None) -> Kept:
+        """Say what is kept of a key; ``None``: of what goes to all."""
+        if is_job(key):
+            return Kept(self.job_events, self.job_ttl, whole=True)
+        return Kept(self.history_size, self.history_ttl)
 
     @classmethod
     def from_mapping(cls, config: Mapping[Any, Any], **options: Any) -> Settings:

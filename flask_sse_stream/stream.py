@@ -23,9 +23,12 @@ from .overflow import Hole, HoledQueue, Item, Policies, conflate, drop, drop_old
 from .settings import Settings
 from .transports.base import Pusher, Transport, Waiter
 
-__all__ = ["CloseReason", "Lock", "Stream", "StreamOwner", "call_foreign"]
+__all__ = ["NOTHING_MORE", "CloseReason", "Lock", "Stream", "StreamOwner", "call_foreign"]
 
 logger = logging.getLogger("flask_sse_stream")
+
+NOTHING_MORE: Final = 2**63
+"""The cursor of a stream that is not to be offered anything more: above every number of an event."""
 
 # One write holds at most about so much: a replay of a thousand large events must not be joined into one object.
 _WRITE_BYTES: Final = 64 * 1024
@@ -147,6 +150,8 @@ class Stream:
         the sequence number of the last event it was offered.
     ``reason``
         how it ended, or ``None`` while it is open.
+    ``comments``
+        whether it may be sent comments: heartbeats, and the one that it begins with. Set it before it is opened.
     ``opened``, ``last_active``
         monotonic times.
 
@@ -156,7 +161,7 @@ class Stream:
 
     __slots__ = (
         "__weakref__", "_bytes", "_callbacks", "_owner", "_patience", "_queue", "_uncounted", "close_event",
-        "cursor", "keys", "last_active", "opened", "reason", "room", "ticket", "transport", "writing_since",
+        "comments", "cursor", "keys", "last_active", "opened", "reason", "room", "ticket", "transport", "writing_since",
     )  # fmt: skip
 
     def __init__(self, owner: StreamOwner, keys: tuple[str, ...] = (), ticket: Ticket | None = None) -> None:
@@ -164,6 +169,7 @@ class Stream:
         self.keys = keys
         self.ticket = ticket
         self.cursor = 0
+        self.comments = True
         self.reason: CloseReason | None = None
         self.transport: Transport | None = None
         self.close_event: str | None = owner.settings.close_event

@@ -14,11 +14,13 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from .event import Message
+from .keys import JOB_MARK, Kept, is_job
 
 __all__ = ["Replay", "Window", "Windows"]
 
 _CURSOR: Final = re.compile(r"([A-Za-z0-9._]{1,64})-([0-9]{1,19})\Z")
 _EMPTY_WINDOW_SECONDS: Final = 60.0
+_JOBS: Final = Kept(10_000, 3600.0, whole=True)
 
 
 class Window:
@@ -34,27 +36,35 @@ class Window:
         the floor with which this window was made. While nothing has been dropped, that is its floor.
     ``complete``
         whether what the log remembers from before this window was made has been put in.
+    ``over``
+        whether it has the last message of a job, after which nothing is taken.
+
+    A ``whole`` one is kept, or dropped, with all that is in it, ``ttl`` seconds after its newest message.
     """
 
-    __slots__ = ("_messages", "_own_ids", "_size", "_ttl", "born", "complete", "floor", "head", "used")
+    __slots__ = (
+        "_messages", "_own_ids", "_size", "_ttl", "_whole", "born", "complete", "floor", "head", "over", "used"
+    )  # fmt: skip
 
-    def __init__(self, size: int, ttl: float, *, floor: int = 0, now: float = 0.0) -> None:
+    def __init__(self, size: int, ttl: float, whole: bool = False, *, floor: int = 0, now: float = 0.0) -> None:
         self._size = size
         self._ttl = ttl
+        self._whole = whole
         self._messages: deque[Message] = deque()
         self._own_ids: dict[str, int] | None = None  # most keys never have one
         self.born = self.floor = self.head = floor
         self.used = now
-        self.complete = False
+        self.complete = self.over = False
 
     def __len__(self) -> int:
         return len(self._messages)
 
-    def add(self, message: Message, now: float) -> None:
-        """Take the next message. One that is not after the head is a repetition and is left out."""
-        if message.seq <= self.head:
-            return
+    def add(self, message: Message, now: float) -> bool:
+        """Take the next message. One that is not after the head, or after the end of a job, is left out: ``False``."""
+        if message.seq <= self.head or self.over:
+            return False
         self._messages.append(message)
+        self.over = message.last
         self.head = message.seq
         self.used = now
         if message.own_id:
@@ -64,6 +74,7 @@ class Window:
         if len(self._messages) > self._size:
             self._drop()
         self.trim(now)
+        return True
 
     def complete_with(self, floor: int, messages: Sequence[Message], now: float) -> None:
         """Put in what the log remembers from before this window's own messages.
@@ -87,13 +98,30 @@ class Window:
                     self._own_ids = {}
                 # A newer event with the same id keeps its place.
                 self._own_ids[message.id] = max(message.seq, self._own_ids.get(message.id, 0))
+        if self._whole:
+            self._end_at_the_first_end()
         while len(self._messages) > self._size:
             self._drop()
         self.trim(now)
 
+    def _end_at_the_first_end(self) -> None:
+        # A producer that did not know yet may have gone on.
+        for place, message in enumerate(self._messages):
+            if message.last:
+                self.over = True
+                while len(self._messages) > place + 1:
+                    self._messages.pop()
+                return
+
     def trim(self, now: float) -> None:
         """Drop what is too old."""
         oldest = now - self._ttl
+        if self._whole:
+            if self._messages and self._messages[-1].created < oldest:
+                while self._messages:
+                    self._drop()
+                self.over = False  # the same job may be begun again
+            return
         while self._messages and self._messages[0].created < oldest:
             self._drop()
 
@@ -141,12 +169,12 @@ class Windows:
 
     A ``size`` of 0 keeps nothing, and every cursor is answered with nothing. With ``fetched`` the history is the
     log's: there are windows for keys that have, or just had, streams, and they are completed from the log; where
-    there is a window, the log delivers every message of its key.
+    there is a window, the log delivers every message of its key. ``jobs`` is what is kept of a job's key.
     """
 
-    def __init__(self, size: int, ttl: float, *, fetched: bool = False) -> None:
-        self._size = size
-        self._ttl = ttl
+    def __init__(self, size: int, ttl: float, *, fetched: bool = False, jobs: Kept = _JOBS) -> None:
+        self._kept = Kept(size, ttl)
+        self._jobs = jobs
         self._fetched = fetched
         self._windows: OrderedDict[str | None, Window] = OrderedDict()
         self._floor = 0  # the highest floor of the windows that were forgotten
@@ -177,19 +205,23 @@ class Windows:
         self.head = max(self.head, head)
 
     def add(self, message: Message, now: float, in_use: Container[str | None]) -> bool:
-        """Take the next message in; ``False`` for one that is known already. ``in_use``: keys that have streams."""
+        """Take the next message in; ``False`` for one that nobody is to have. ``in_use``: keys that have streams."""
         if message.seq <= self.head:
             return False
         self.head = message.seq
+        taken = True
         if self._fetched:
             window = self._windows.get(message.key)
             if window is not None:
-                window.add(message, now)
+                taken = window.add(message, now)
             self._sweep(now, in_use)
-        elif self._size:
-            self._window(message.key, now).add(message, now)
+        elif self._size_of(message.key):
+            taken = self._window(message.key, now).add(message, now)
             self._sweep(now, in_use)
-        return True
+        return taken
+
+    def _size_of(self, key: str | None) -> int:
+        return (self._jobs if is_job(key) else self._kept).size
 
     def incomplete(self, keys: Sequence[str | None], now: float) -> list[str | None]:
         """Make windows for ``keys`` where there are none; give the keys of those that lack what the log remembers."""
@@ -205,13 +237,15 @@ class Windows:
 
     def lose(self, key: str | None, seq: int, now: float) -> None:
         """Events of a key up to ``seq`` never reached this process."""
-        if key in self._windows:
-            window = self._windows[key] = Window(self._size, self._ttl, floor=seq, now=now)
+        if is_job(key):
+            self._windows.pop(key, None)  # whoever reads it comes back, and has it from the log
+        elif key in self._windows:
+            window = self._windows[key] = Window(*self._kept, floor=seq, now=now)
             window.complete = True
 
     def touch(self, key: str, now: float) -> None:
         """A stream of ``key`` begins or ends: from here on, its history is to be kept even if it is empty."""
-        if self._size or self._fetched:
+        if self._size_of(key) or self._fetched:
             self._window(key, now).used = now
 
     def _window(self, key: str | None, now: float) -> Window:
@@ -219,7 +253,8 @@ class Windows:
         if window is None:
             # Whatever this key may have had before is at or below the floor of what was forgotten, or in the log.
             floor = self.head if self._fetched else self._floor
-            window = self._windows[key] = Window(self._size, self._ttl, floor=floor, now=now)
+            kept = self._jobs if is_job(key) else self._kept
+            window = self._windows[key] = Window(*kept, floor=floor, now=now)
         return window
 
     def forget_idle(self, keys: Sequence[str], now: float, in_use: Container[str | None]) -> list[str]:
@@ -254,6 +289,24 @@ class Windows:
             return []
         return _in_order([window.after(0)[-number:] for window in self._trimmed(keys, now)])
 
+    def job(self, key: str, now: float) -> list[Message]:
+        """Give what is known of a job, oldest first."""
+        return [message for window in self._trimmed((key,), now) for message in window.after(0)]
+
+    def is_over(self, key: str) -> bool:
+        """Say whether a job has ended."""
+        window = self._windows.get(key)
+        return window is not None and window.over
+
+    def begins(self, key: str, now: float) -> tuple[int, bool]:
+        """Give the place before the first message that is known of a job, and whether earlier ones are gone."""
+        messages = self.job(key, now)
+        if not messages:
+            return self.head, False
+        # A job begins with a mark, of which it may have others later; which these are is for whoever made them.
+        begins = messages[0].own_id and messages[0].id.startswith(JOB_MARK) and ".still." not in messages[0].id
+        return messages[0].seq - 1, not begins
+
     def replay(self, keys: Sequence[str], last_event_id: str, now: float) -> Replay:
         """Answer the cursor of a client that listens to ``keys``.
 
@@ -272,7 +325,7 @@ class Windows:
             if not places:
                 return Replay([], "unknown" if match is None else "epoch", tuple(keys))
             place = max(places)
-        if self._floor_of(None) > place:
+        if not is_job(keys[0]) and self._floor_of(None) > place:
             return Replay([], "history", tuple(keys))
         lost = tuple(key for key in keys if self._floor_of(key) > place)
         if lost:
@@ -292,7 +345,9 @@ class Windows:
         return self._floor if key is not None else self.born
 
     def _trimmed(self, keys: Sequence[str], now: float) -> list[Window]:
-        windows = [self._windows[key] for key in (*keys, None) if key in self._windows]
+        # What goes to all is no part of a job.
+        wanted = keys if is_job(keys[0]) else (*keys, None)
+        windows = [self._windows[key] for key in wanted if key in self._windows]
         for window in windows:
             window.trim(now)
         return windows

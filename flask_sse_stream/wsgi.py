@@ -18,6 +18,7 @@ from urllib.parse import parse_qs
 from .access import Ticket
 from .errors import AccessDenied, BrokerError, StreamClosed, StreamsFull
 from .event import END_ID, PING
+from .jobs import Job
 from .pools import PoolManager
 from .settings import Settings
 from .stream import CloseReason, Stream
@@ -67,8 +68,10 @@ def respond(
     keys: Sequence[str] | None = None,
     stream: Stream | None = None,
     source: Source | None = None,
+    job: Job | None = None,
     headers: Iterable[tuple[str, str]] = (),
     ticket: Ticket | None = None,
+    comments: bool = True,
 ) -> Iterable[bytes]:
     """Answer one request with a stream, as a WSGI application does; return the body.
 
@@ -85,6 +88,12 @@ def respond(
     sent ``SSE_CLOSE_EVENT`` with the id ``end``; if it raises, the stream ends with reason ``error`` and the client
     does not see why.
 
+    With ``job`` it reads that job, from its beginning or from ``Last-Event-ID``, by any method but HEAD and OPTIONS;
+    404 where there is none. Who may read it is for the caller to decide.
+
+    Without ``comments``, for clients that cannot read them, there are no heartbeats: a proxy may then take a stream
+    that says nothing for one that is dead, and a client that has gone without a word is found later.
+
     ``headers`` are added to, and override, the stream's own and ``SSE_HEADERS``.
 
     Raises :class:`EventError` for bad ``keys`` that were given, and :class:`TypeError` for a ``source`` that is
@@ -93,14 +102,15 @@ def respond(
     settings = manager.settings
     method = environ.get("REQUEST_METHOD", "GET")
     of_request = stream is not None or source is not None
+    any_method = of_request or job is not None
     if source is not None:
         check_source(source)
     if method == "OPTIONS":
         discard(stream, source)
-        allowed = preflight_headers(settings, environ, "GET, POST" if of_request else "GET")
-        start_response("204 No Content", allowed if of_request else [*allowed, ("Allow", "GET, HEAD, OPTIONS")])
+        allowed = preflight_headers(settings, environ, "GET, POST" if any_method else "GET")
+        start_response("204 No Content", allowed if any_method else [*allowed, ("Allow", "GET, HEAD, OPTIONS")])
         return []
-    if not of_request and method not in ("GET", "HEAD"):
+    if not any_method and method not in ("GET", "HEAD"):
         return _refuse(start_response, "405 Method Not Allowed", "", ("Allow", "GET, HEAD, OPTIONS"))
     cursor = last_event_id(environ)
     if cursor == END_ID:
@@ -108,7 +118,15 @@ def respond(
         discard(stream, source, CloseReason.ENDED)
         start_response("204 No Content", cors_headers(settings, environ))
         return []
-    if keys is not None:
+    if job is not None:
+        keys = (job.key,)
+        try:
+            if not job.follow():
+                cors = cors_headers(settings, environ)
+                return _refuse(start_response, "404 Not Found", "there is no such job, or it is no longer kept", *cors)
+        except BrokerError:
+            pass  # Opening the stream meets it as well, and answers as for all streams.
+    elif keys is not None:
         keys = manager.check_keys(keys)
     elif not of_request:
         try:
@@ -131,11 +149,14 @@ def respond(
         if of_request:
             if stream is None:
                 stream = Stream(manager)
+            stream.comments = stream.comments and comments
             manager.attach(stream, transport, runtime)
         else:
             if environ.get("wsgi.multiprocess"):
                 manager.warn_of_other_processes()
-            stream = manager.open(keys or (), transport, runtime, last_event_id=cursor, ticket=ticket)
+            stream = manager.open(
+                keys or (), transport, runtime, last_event_id=cursor, ticket=ticket, comments=comments
+            )
     except AccessDenied as error:  # revoked meanwhile, which is known here alone
         return _deny(start_response, error, settings, environ)
     except (StreamsFull, BrokerError) as error:
@@ -189,7 +210,7 @@ def _hand_off(
         return body
     try:
         with in_one_piece(given_up.client):
-            write(stream.take() or PING)
+            write(stream.take() or (PING if stream.comments else b"\n"))
         limit_silence(given_up.client, send_timeout)
         given_up.let_go()
     except BaseException:

@@ -16,7 +16,8 @@ PACKAGE = Path(flask_sse_stream.__file__).parent
 # Each row may import the rows above it; modules of one row do not import each other.
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"event", "settings", "keys"},
+    {"keys"},
+    {"event", "settings"},
     {"access"},
     {"window", "overflow", "transports.base", "brokers.base"},
     {"stream", "brokers.memory", "brokers.listener", "brokers.redis_scripts", "brokers.redis_errors"},
@@ -30,8 +31,9 @@ LAYERS: list[set[str]] = [
     {"pools"},
     {"progress"},
     {"transports.iterator", "transports.gevent", "transports.servers", "transports.threads"},
-    {"transports.reactor"},
-    {"wsgi", "publisher", "bridge", "jobs", "metrics"},
+    {"transports.reactor", "keeper"},
+    {"jobs"},
+    {"wsgi", "publisher", "bridge", "metrics"},
     {"tickets"},
     {"shortcut", "client", "sqlalchemy"},
     {"extension", "testing"},

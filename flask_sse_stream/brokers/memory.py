@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 from ..errors import BrokerError
 from ..event import Message
@@ -21,6 +22,8 @@ from ..settings import Settings
 from .base import BrokerStats, Deliver, Idle, Position, never_idle
 
 __all__ = ["MemoryBroker"]
+
+_FEW_LEASES: Final = 100
 
 
 class _Entry:
@@ -39,7 +42,7 @@ class MemoryBroker:
     remembers = False
 
     def __init__(self, settings: Settings) -> None:
-        self._resumable = settings.history_size > 0
+        self._kept = settings.kept
         self._epoch = secrets.token_hex(6)
         self._numbers = itertools.count(1)
         self._pending: deque[tuple[_Entry, int]] = deque()
@@ -51,6 +54,9 @@ class MemoryBroker:
         self._timeout = settings.broker_timeout
         self._marks: dict[str, tuple[float, float]] = {}
         self._marking = threading.RLock()
+        self._leases: dict[str, tuple[str, float]] = {}
+        self._leasing = threading.RLock()
+        self._many_leases = _FEW_LEASES
         self._deliver: Deliver
 
     def start(self, deliver: Deliver, idle: Idle = never_idle) -> None:
@@ -105,7 +111,18 @@ class MemoryBroker:
         return Position(self._epoch, self._head)
 
     def lease(self, name: str, holder: str, seconds: float) -> bool:
-        """There is but one process that this log is shared by."""
+        """Let one holder of this process have ``name``."""
+        now = time.monotonic()
+        with self._leasing:
+            known, until = self._leases.get(name, (holder, 0.0))
+            if known != holder and until > now:
+                return False
+            self._leases.pop(name, None)
+            if seconds:
+                self._leases[name] = (holder, now + seconds)
+            if len(self._leases) > self._many_leases:
+                self._leases = {name: lease for name, lease in self._leases.items() if lease[1] > now}
+                self._many_leases = 2 * len(self._leases) + _FEW_LEASES
         return True
 
     def mark(self, name: str, at: float, seconds: float) -> None:
@@ -129,7 +146,7 @@ class MemoryBroker:
         """There is nothing to let go of."""
 
     def _message(self, entry: _Entry, seq: int) -> Message:
-        return Message(entry.key, self._epoch, seq, entry.body, entry.created, resumable=self._resumable)
+        return Message(entry.key, self._epoch, seq, entry.body, entry.created, resumable=self._kept(entry.key).size > 0)
 
     def _drain(self) -> None:
         while self._pending:
