@@ -65,7 +65,7 @@ class Kept(NamedTuple):
 def check_key(key: Any, called: str = "key") -> str:
     """Give back a key that is text of 1 to 255 characters without control characters; else :class:`EventError`.
 
-    Keys are compared by code points; no character has a meaning beyond itself. A :class:`JobKey` is good.
+    Keys are compared by code points; no character has a meaning beyond itself. A ``JobKey`` is good.
     """
     if isinstance(key, JobKey):
         return key
