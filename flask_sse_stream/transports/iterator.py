@@ -6,6 +6,7 @@ waits in the connection's :class:`~.base.Waiter`.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 
 from ..stream import CloseReason, Stream
@@ -17,14 +18,15 @@ __all__ = ["Body", "IteratorTransport"]
 class IteratorTransport:
     """Wakes the server's code that iterates a :class:`Body`, and cuts off a client it may hang on.
 
-    ``cut`` ends the connection from outside; ``None`` where the server does not show the client's socket.
+    ``cut`` ends the connection from outside, or with ``socket.SHUT_RD`` what the server may read of it; ``None`` where
+    the server does not show the client's socket.
     """
 
     __slots__ = ("_cut", "waiter")
 
     ready = None  # only the server's code writes
 
-    def __init__(self, waiter: Waiter, cut: Callable[[], None] | None = None) -> None:
+    def __init__(self, waiter: Waiter, cut: Callable[..., None] | None = None) -> None:
         self.waiter = waiter
         self._cut = cut
 
@@ -37,6 +39,12 @@ class IteratorTransport:
         cut, self._cut = self._cut, None
         if cut is not None:
             cut()
+
+    def keep_no_longer(self) -> None:
+        """Let the server believe that its client will ask for nothing more on this connection."""
+        cut, self._cut = self._cut, None
+        if cut is not None:
+            cut(socket.SHUT_RD)
 
 
 class Body:
@@ -88,10 +96,10 @@ class Body:
             stream.close(CloseReason.PEER)
             # Whoever keeps the stream shall not keep the socket.
             transport, stream.transport = stream.transport, None
-            if stream.reason is CloseReason.SHUTDOWN and transport is not None:
+            if stream.reason is CloseReason.SHUTDOWN and isinstance(transport, IteratorTransport):
                 # The response is written in full. A server that waited for the connection's next request, as they do
                 # for seconds or for ever, would hold up the end of its process.
-                transport.close()
+                transport.keep_no_longer()
         if task is not None:
             task.stop()
 

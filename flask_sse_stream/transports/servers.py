@@ -198,9 +198,9 @@ def in_one_piece(client: Any) -> Iterator[None]:
     client.setsockopt(socket.IPPROTO_TCP, _TCP_CORK, 0)
 
 
-def cut(client: Any) -> None:
+def cut(client: Any, how: int = socket.SHUT_RDWR) -> None:
     """End a connection from outside; a server's thread that hangs in a write to it gets ``EPIPE``."""
     with contextlib.suppress(OSError):
         # gevent's own shutdown is for its hub's thread alone, and raises EBADF in the greenlet that writes, which
         # pywsgi logs as an application's error. The socket beneath it can be shut down from anywhere.
-        getattr(client, "_sock", client).shutdown(socket.SHUT_RDWR)
+        getattr(client, "_sock", client).shutdown(how)
