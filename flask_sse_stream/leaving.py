@@ -66,13 +66,21 @@ def attend(manager: Drainable, runtime: Runtime) -> None:
     _process.attended.add(manager)
     if not _exit_is_watched:
         _exit_is_watched = True
-        atexit.register(_drain)
+        atexit.register(_at_exit)
     worker = _gunicorns_worker()
     if worker is None:
         handle_sigterm()
     elif not _process.watches:
         _process.watches = True
         runtime.spawn(functools.partial(_watch, worker), "sse-leaving")
+
+
+def _at_exit() -> None:
+    try:
+        _drain()
+    except (KeyboardInterrupt, SystemExit):
+        # gevent's hub throws what ended a greenlet into the main one, which may be here already for that very reason.
+        _drain()
 
 
 def _drain() -> None:

@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from http.client import HTTPException
@@ -126,6 +127,68 @@ class Publishers:
             thread.join(LONG)
             assert not thread.is_alive()
         assert self.failures == []
+
+
+# What the suite has time for; with ROLLING_CLIENTS=1000 in the environment, a thousand, and each way on each log.
+ROLLING = int(os.environ.get("ROLLING_CLIENTS", "200"))
+ROLLS = [("sqlite", "one by one"), ("redis", "reload")]
+if "ROLLING_CLIENTS" in os.environ:
+    ROLLS += [("sqlite", "reload"), ("redis", "one by one")]
+
+
+@pytest.mark.parametrize(("log", "way"), ROLLS, indirect=["log"])
+def test_across_a_rolling_restart_of_four_workers_no_client_misses_anything_or_sees_it_twice(
+    serve: Serve, crowd: Crowd, log: Log, way: str
+) -> None:
+    server = serve("-k", "gevent", "-w", "4", "--graceful-timeout", "60", SSE_DRAIN_SECONDS="2")
+    server.wait_for_workers(4)
+    followers = crowd.follow_on_each([server], ROLLING, "news")
+    allowed = 0
+    paced = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        publishers = Publishers(server, log, stack)
+
+        def publish_until(condition: Callable[[], object], what: str) -> None:
+            """Go on publishing, and let everybody go on until it is so, and for a while after."""
+
+            def look() -> object:
+                nonlocal allowed, paced
+                if time.monotonic() - paced > 0.05 and len(publishers.published) > allowed - 10:
+                    paced = time.monotonic()
+                    allowed += 5
+                    publishers.publish(5)
+                return publishers.failures or crowd.errors or condition()
+
+            wait_for(look, what, 2 * LONG)
+            assert crowd.errors == []
+            assert publishers.failures == []
+
+        def all_read() -> bool:
+            return all(follower.process in server.workers() for follower in followers)
+
+        reload = way == "reload"
+        for old in [server.workers()] if reload else [{worker} for worker in sorted(server.workers())]:
+            publish_until(lambda goal=allowed + 20: len(publishers.published) >= goal, "some are published")  # type: ignore[misc]
+            begun = time.monotonic()
+            os.kill(server.pid if reload else min(old), signal.SIGHUP if reload else signal.SIGTERM)
+            publish_until(lambda old=old: not old & server.workers(), "the old have left")  # type: ignore[misc]
+            left = time.monotonic() - begun
+            publish_until(lambda: len(server.workers()) == 4 and all_read(), "all read again")
+            print(f"{way}: left after {left:.2f} s, all read again after {time.monotonic() - begun:.2f} s")
+        publishers.wait_for(allowed)
+        publishers.finish()
+    last = max(publishers.published, key=lambda data: number(publishers.published[data]))
+    for follower in followers:
+        follower.wait_for_data(last)
+    lost = sum(len(publishers.published.keys() - set(follower.data)) for follower in followers)
+    doubled = sum(len(follower.data) - len(set(follower.data)) for follower in followers)
+    print(f"{len(publishers.published)} events, {lost} lost and {doubled} doubled by {len(followers)} clients")
+    assert (lost, doubled) == (0, 0)
+    for follower in followers:
+        assert follower.events == followers[0].events
+        assert follower.connections > 1
+    assert {event.event for event in followers[0].events} == {"message"}
+    assert {event.data: event.id for event in followers[0].events} == publishers.published
 
 
 CLIENTS, EVENTS, KILLS = 200, 5000, 20
