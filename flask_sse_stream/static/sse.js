@@ -89,7 +89,7 @@ export function connect(url, options = {}) {
     if (source.state == state) return;
     source.state = state;
     if (source.leader) post({ state });
-    options.onState?.(state, status);
+    queueMicrotask(() => options.onState?.(state, status)); // what it throws is its own
   }
 
   // The connection
