@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
@@ -700,3 +701,26 @@ def test_the_browser_pages_page_imports_the_client_from_where_it_is_kept() -> No
     response = client.get(url)
     assert response.data == page["client"]
     assert "immutable" in response.headers["Cache-Control"]
+
+
+def defined_by(path: Path) -> set[str]:
+    """The names of the tests that a file defines, those of a class with its name before them."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}::{item.name}" for item in node.body if isinstance(item, ast.FunctionDef)}
+    return {name for name in found if name.rpartition("::")[2].startswith("test_")}
+
+
+def test_each_hostile_case_names_what_happens_and_tests_that_there_are() -> None:
+    text = (DOCS / "hostile-cases.rst").read_text(encoding="utf-8")
+    rows = re.split(r"^    \* - (?=\d+$)", text, flags=re.MULTILINE)[1:]
+    assert [int(row.split("\n", 1)[0]) for row in rows] == list(range(1, 41))
+    for row in rows:
+        names = re.findall(r"``(tests/[^`]+\.py)::([^`]+)``", row)
+        assert names, f"no test shows this: {row}"
+        assert len(names) == row.count("``tests/"), row
+        for path, name in names:
+            assert name in defined_by(ROOT / path), f"{path} has no {name}"
