@@ -70,6 +70,9 @@ class SlowServer(Server):
         }
         super().__init__(command, port, log, {"PYTHONPATH": f"{ROOT}:{HERE}", "PYTHONWARNINGS": "error", **environment})
 
+    def raw(self) -> Raw:
+        return Raw(self.port)
+
     def state(self) -> dict[str, Any]:
         found: dict[str, Any] = self._ask("GET", "/state").json()
         return found
