@@ -74,6 +74,16 @@ def test_memory_leaves_streams_that_still_get_every_event_once(tmp_path: Path) -
             assert ("heartbeat_cpu" in result) is (table is many)
 
 
+def test_healthy_clients_are_measured_beside_bad_ones(tmp_path: Path) -> None:
+    options = ("--servers", "ours", "--healthy", "5", "--bad", "3", "--events", "20", "--rounds", "1")
+    printed, (table,) = results("neighbours.py", tmp_path, *options)
+    assert "5 healthy clients beside 3 bad ones" in " ".join(printed.split())
+    figures = table["medians"]["ours"]
+    assert 0 < figures["alone_median"] <= figures["alone_p99"]
+    assert 0 < figures["beside_median"] <= figures["beside_p99"]
+    assert figures["added_p99"] == max(0.0, figures["beside_p99"] - figures["alone_p99"])
+
+
 def test_views_are_asked_for_while_events_are_sent(tmp_path: Path) -> None:
     options = ["--clients", "3", str(CLIENTS), "--events", "5", "--interval", "0.05", "--pace", "0.001"]
     printed, (few, many) = results("views.py", tmp_path, *options, "--published", "5")
