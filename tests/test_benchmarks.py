@@ -77,7 +77,7 @@ def test_memory_leaves_streams_that_still_get_every_event_once(tmp_path: Path) -
 def test_healthy_clients_are_measured_beside_bad_ones(tmp_path: Path) -> None:
     options = ("--servers", "ours", "--healthy", "5", "--bad", "3", "--events", "20", "--rounds", "1")
     printed, (table,) = results("neighbours.py", tmp_path, *options)
-    assert "5 healthy clients beside 3 bad ones" in " ".join(printed.split())
+    assert "5 healthy clients, 3 bad ones" in " ".join(printed.split())
     figures = table["medians"]["ours"]
     assert 0 < figures["alone_median"] <= figures["alone_p99"]
     assert 0 < figures["beside_median"] <= figures["beside_p99"]
