@@ -32,6 +32,7 @@ def _setting(text: str) -> Any:
 
 app = Flask(__name__)
 app.config.update({name: _setting(text) for name, text in os.environ.items() if name.startswith("SSE_")})
+app.secret_key = os.environ.get("SECRET_KEY")
 sse = SSE(app)
 
 # With --preload this is the parent of all workers.
@@ -49,6 +50,17 @@ def tell_the_process(response: Response) -> Response:
 def publish(key: str) -> ResponseReturnValue:
     once = request.headers.get("Idempotency-Key")
     return sse.publish(key, request.get_data(as_text=True), idempotency_key=once)
+
+
+@app.get("/url/<user>/<key>")
+def url(user: str, key: str) -> ResponseReturnValue:
+    return sse.url_for_stream(key, user=user)
+
+
+@app.post("/revoke/<user>")
+def revoke(user: str) -> ResponseReturnValue:
+    sse.revoke(user=user)
+    return "", 204
 
 
 @app.get("/process")
