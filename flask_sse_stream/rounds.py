@@ -159,7 +159,7 @@ class Rounds:
         except Exception:
             logger.exception("the flusher failed in a round and goes on with the next")
         self._round = None
-        return 0.0 if self.outbox or self._searches else self._next_due()
+        return 0.0 if self.outbox else self._next_due()
 
     def _make_a_round(self) -> Iterator[float]:
         """See to everything once. Yields where others may run; more than 0: seconds of rest."""

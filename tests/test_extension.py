@@ -334,6 +334,62 @@ def test_no_context_is_held_while_a_stream_is_open(app: Flask) -> None:
     reader.response.close()
 
 
+def test_a_request_has_let_go_of_everything_when_its_stream_begins(app: Flask) -> None:
+    """Also of a database's session, which must not be held while a broker or a client is waited for."""
+    sse = SSE(app)
+    happened: list[str] = []
+
+    @sse.authorize
+    def with_a_session(keys: Any) -> Any:
+        happened.append("session")
+        return keys
+
+    app.teardown_appcontext(lambda error: happened.append("released"))
+    manager = manager_of(app)
+    opened = manager.open
+
+    def begin(*arguments: Any, **options: Any) -> Any:
+        happened.append("begun")
+        return opened(*arguments, **options)
+
+    manager.open = begin  # type: ignore[method-assign]
+    read(app).response.close()
+    assert happened == ["session", "released", "begun"]
+
+
+def test_a_teardown_that_fails_leaves_no_stream_behind(app: Flask) -> None:
+    sse = SSE(app)
+
+    @app.teardown_appcontext
+    def fail(error: BaseException | None) -> None:
+        raise RuntimeError("mine")
+
+    sse.authorize(lambda keys: keys)
+    with pytest.raises(RuntimeError, match="mine"):
+        app.test_client().get("/stream")
+    assert (sse.count_all(), sse.stats().opened) == (0, 0)
+
+
+def test_a_stream_of_one_request_that_never_begins_closes_its_source(app: Flask) -> None:
+    sse = SSE(app)
+    closed: list[int] = []
+
+    def source() -> Iterator[str]:
+        try:
+            yield "x"
+        finally:
+            closed.append(1)
+
+    with app.test_request_context():
+        running = source()
+        assert next(running) == "x"
+        response = sse.stream(running)
+        body = response(request.environ, lambda *arguments: None)
+        body.close()  # type: ignore[attr-defined]
+        assert (closed, response.stream.reason) == ([1], CloseReason.PEER)
+        assert list(body) == []
+
+
 def test_what_a_hook_wants_done_at_the_end_is_done_at_the_end(app: Flask) -> None:
     sse = SSE(app)
     closed: list[int] = []
@@ -407,6 +463,53 @@ def test_authorize_decides_in_the_request_and_may_narrow(app: Flask) -> None:
     reader = read(app, "/stream?connectKey=ann-1&connectKey=bob-1&user=ann")
     assert (sse.count("ann-1"), sse.count("bob-1")) == (1, 0)
     reader.response.close()
+
+
+@pytest.mark.parametrize("how", ["denied", "aborted", "a bad key", "handled"])
+def test_a_listed_origins_page_may_read_why_it_was_refused(app: Flask, how: str) -> None:
+    sse = SSE(app, cors_origins=["https://a.example"], cors_credentials=True)
+
+    @sse.authorize
+    def refuse(keys: Any) -> Any:
+        if how == "aborted":
+            abort(404)
+        raise AccessDenied("no", status=401)
+
+    if how == "handled":
+        app.register_error_handler(401, lambda error: ("worded otherwise", 401))
+    path = "/stream?connectKey=" + ("" if how == "a bad key" else "a")
+    for origin, allowed in (("https://a.example", True), ("https://b.example", False), ("null", False)):
+        response = app.test_client().get(path, headers={"Origin": origin})
+        assert response.status_code == {"aborted": 404, "a bad key": 400}.get(how, 401)
+        assert response.headers.getlist("Access-Control-Allow-Origin") == ([origin] if allowed else [])
+        assert response.headers.getlist("Access-Control-Allow-Credentials") == (["true"] if allowed else [])
+        assert response.headers.getlist("Vary") == ["Origin"]
+
+
+@pytest.mark.parametrize("way", ["Flask's way", "the short way"])
+def test_credentials_are_allowed_where_they_were_asked_for_and_to_listed_origins_alone(app: Flask, way: str) -> None:
+    if way == "Flask's way":
+        app.before_request(lambda: None)
+    SSE(app, cors_origins=["https://a.example"], cors_credentials=True, tickets=True)
+    client = app.test_client()
+    for origin, allowed in (("https://a.example", ["true"]), ("https://a.example.evil", []), ("null", []), ("", [])):
+        for response in (
+            client.get("/stream", headers={"Origin": origin}),
+            client.options("/stream", headers={"Origin": origin, "Access-Control-Request-Method": "GET"}),
+        ):
+            assert response.headers.getlist("Access-Control-Allow-Credentials") == allowed
+            assert response.headers["Vary"] == "Origin"
+            response.close()
+    preflight = client.options("/stream", headers={"Origin": "https://a.example"})
+    assert {"Last-Event-ID", "Authorization"} <= set(preflight.headers["Access-Control-Allow-Headers"].split(", "))
+
+
+def test_without_being_asked_for_nothing_is_allowed_to_other_origins(app: Flask) -> None:
+    SSE(app)
+    for method in ("GET", "OPTIONS"):
+        response = app.test_client().open("/stream", method=method, headers={"Origin": "https://a.example"})
+        assert not [name for name in dict(response.headers) if name.startswith("Access-Control")]
+        response.close()
 
 
 def test_cors_names_listed_origins_alone(app: Flask) -> None:

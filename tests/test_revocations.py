@@ -154,6 +154,10 @@ def test_no_client_ever_sees_what_processes_tell_each_other(houses: list[House])
         come(house, CONTROL_KEY)
 
 
+def test_a_process_goes_on_listening_for_it_when_no_stream_is_left() -> None:
+    assert House().manager._idle([CONTROL_KEY, "gone"]) == ["gone"]
+
+
 def test_a_publish_by_somebody_else_to_that_key_is_no_revocation(houses: list[House]) -> None:
     house = houses[0]
     stream = come(house, "k", ticket=Ticket("k", user="ann"))
@@ -171,38 +175,37 @@ def test_what_cannot_be_revoked_is_the_callers_error(bad: dict[str, Any]) -> Non
         house.manager.revoke(**bad)
 
 
-@pytest.mark.parametrize("moment", ["marked", "cover"])
+@pytest.mark.parametrize("moment", ["before it listens", "after it has looked into the store"])
 def test_a_revocation_in_the_middle_of_an_opening_is_not_missed(houses: list[House], moment: str) -> None:
-    """At the moment at which the opening has looked into the store, and at the one before it listens."""
     house = houses[-1]
     come(house, "other")  # it is listening already
     ticket = Ticket("k", user="ann")
-    broker = house.manager._broker
-    original = getattr(broker, moment)
-    times = []
+    broker, heard = house.manager._broker, house.manager._revocations
+    cover, marked = broker.cover, broker.marked
+    times: list[int] = []
 
-    def interrupted(*arguments: Any) -> Any:
-        if moment == "cover":
-            if "k" in arguments[0] and not times:
-                times.append(1)
-                houses[0].manager.revoke(user="ann")
-            return original(*arguments)
-        answer = original(*arguments)
-        if not times:
-            times.append(1)
-            houses[0].manager.revoke(user="ann")
-        return answer
+    def revoke() -> None:
+        times.append(1)
+        houses[0].manager.revoke(user="ann")
+        # The news is here, and has found nothing to end yet.
+        wait_for(lambda: heard.count, "it is heard")
+        house.flush()
 
-    setattr(broker, moment, interrupted)
-    try:
-        stream = come(house, "k", ticket=ticket)
-    except AccessDenied:
-        assert house.manager.count("k") == 0
-    else:
-        # It was registered before the news came, which then found it.
-        wait_for(lambda: over(house, stream), "it ends")
-        assert stream.reason is CloseReason.EXPIRED
-    assert times == [1]
+    def covering(*arguments: Any) -> Any:
+        if moment == "before it listens" and not times and "k" in arguments[0]:
+            revoke()
+        return cover(*arguments)
+
+    def looking(names: Any) -> float:
+        found = marked(names)
+        if moment != "before it listens" and not times:
+            revoke()
+        return found
+
+    broker.cover, broker.marked = covering, looking  # type: ignore[method-assign]
+    with pytest.raises(AccessDenied, match="was revoked"):
+        come(house, "k", ticket=ticket)
+    assert (house.manager.count("k"), times) == (0, [1])
 
 
 def test_revoking_while_streams_come_leaves_none_that_should_not_be(houses: list[House]) -> None:
