@@ -139,6 +139,7 @@ namespaces = st.from_regex(r"[A-Za-z0-9._-]{1,8}", fullmatch=True)
 kinds = st.sampled_from(["stream", "once", "lease", "mark"])
 
 
+@hypothesis_settings(deadline=None)
 @given(one=st.tuples(namespaces, kinds, keys), other=st.tuples(namespaces, kinds, keys))
 def test_no_two_things_have_one_name_in_redis(one: tuple[str, str, str], other: tuple[str, str, str]) -> None:
     def names(namespace: str, kind: str, key: str) -> set[bytes]:
@@ -153,8 +154,8 @@ def test_no_two_things_have_one_name_in_redis(one: tuple[str, str, str], other: 
         assert len(common) == 3
 
 
-@given(one=keys, other=keys)
 @hypothesis_settings(max_examples=50, deadline=None)
+@given(one=keys, other=keys)
 def test_no_two_keys_are_one_in_sqlite(one: str, other: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     if one == other:
         return
@@ -223,6 +224,7 @@ APP = Flask("an_app")
 SSE(APP, ping_interval=0).publish("secret", "SECRET", id="secret id")
 
 
+@hypothesis_settings(deadline=None)
 @given(
     st.one_of(
         st.text(max_size=300), st.from_regex(rf"{EPOCH}-.{{0,20}}", fullmatch=True), st.sampled_from(cursors(EPOCH))
@@ -232,6 +234,7 @@ def test_no_text_whatever_opens_another_pool(cursor: str) -> None:
     check(SHARED, cursor)
 
 
+@hypothesis_settings(deadline=None)
 @given(header=st.binary(max_size=200) | st.sampled_from(cursors(EPOCH)).map(lambda text: text.encode(errors="replace")))
 def test_no_header_whatever_is_an_error_of_the_server(header: bytes) -> None:
     environ = EnvironBuilder("/stream?connectKey=mine").get_environ()

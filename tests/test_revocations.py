@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fakes import House, RecordingTransport
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from redis_server import RedisServer
 from support import wait_for
@@ -290,6 +291,7 @@ texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_
 users = texts.filter(str.isprintable)
 
 
+@hypothesis_settings(deadline=None)
 @given(user=st.none() | users, key=st.none() | texts, at=st.floats(0, 2e10))
 def test_a_revocation_comes_through_as_it_was_and_is_never_a_clients_event(
     user: str | None, key: str | None, at: float
@@ -301,6 +303,7 @@ def test_a_revocation_comes_through_as_it_was_and_is_never_a_clients_event(
         check_key(CONTROL_KEY)
 
 
+@hypothesis_settings(deadline=None)
 @given(
     st.binary(max_size=300)
     | st.text(max_size=100).map(lambda text: b'data: {"revoke": ' + text.encode(errors="replace"))
@@ -318,6 +321,7 @@ def test_deep_and_long_messages_are_nothing() -> None:
 pairs = st.tuples(st.none() | users, st.none() | texts).filter(lambda pair: pair != (None, None))
 
 
+@hypothesis_settings(deadline=None)
 @given(one=pairs, other=pairs)
 def test_different_revocations_have_different_marks(
     one: tuple[str | None, str | None], other: tuple[str | None, str | None]
@@ -326,6 +330,7 @@ def test_different_revocations_have_different_marks(
     assert (names[0] == names[1]) is (one == other)
 
 
+@hypothesis_settings(deadline=None)
 @given(user=st.none() | st.sampled_from(["ann", "bob"]), key=st.none() | st.sampled_from("abc"), earlier=st.booleans())
 def test_what_the_store_refuses_is_what_the_message_ends(user: str | None, key: str | None, earlier: bool) -> None:
     if (user, key) == (None, None):

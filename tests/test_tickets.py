@@ -12,6 +12,7 @@ import pytest
 from fakes import Clock, House, RecordingTransport
 from flask import Flask, abort
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from itsdangerous import TimestampSigner, URLSafeSerializer, URLSafeTimedSerializer
 from support import wait_for
 from werkzeug.test import EnvironBuilder, TestResponse, run_wsgi_app
@@ -252,6 +253,7 @@ texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_
 key_lists = st.lists(st.one_of(texts, st.sampled_from(["a", "b", "a:b", 'a","b', "é", "e\u0301", "*"])), min_size=1)
 
 
+@hypothesis_settings(deadline=None)
 @given(one=key_lists, other=key_lists)
 def test_a_ticket_is_bound_to_exactly_its_keys(one: list[str], other: list[str]) -> None:
     tickets = Tickets(ON, SECRET)
@@ -265,6 +267,7 @@ def test_a_ticket_is_bound_to_exactly_its_keys(one: list[str], other: list[str])
         assert caught.value.status == 403
 
 
+@hypothesis_settings(deadline=None)
 @given(st.text(max_size=200), st.integers(0, 150), st.sampled_from(["ticket", "replace", "insert"]))
 def test_whatever_is_sent_is_denied_unless_it_is_a_ticket_that_was_made(text: str, place: int, how: str) -> None:
     tickets = Tickets(ON, SECRET)
