@@ -135,7 +135,7 @@ class EventStreamResponse(Response):
             ticket=self._ticket,
         )
         # A receiver of the signal may ask for the request.
-        body = begin() if stream_opened.receivers else _Beginning(begin, functools.partial(discard, stream, source))
+        body = begin() if _has_receivers() else _Beginning(begin, functools.partial(discard, stream, source))
         # Only where a hook asked to be called at the end: otherwise nothing of the request is kept for so long.
         return ClosingIterator(body, self.close) if self._on_close else body
 
@@ -613,6 +613,14 @@ def _query() -> MultiDict[str, str]:
 
 def _nothing() -> Sequence[str]:
     raise AccessDenied("no right to any of these keys")
+
+
+def _has_receivers() -> bool:
+    """Whether the current application has receivers of ``stream_opened``."""
+    if not stream_opened.receivers or not has_app_context():
+        return bool(stream_opened.receivers)
+    app = current_app._get_current_object()  # type: ignore[attr-defined]
+    return stream_opened.has_receivers_for(app)
 
 
 def _do_nothing() -> None:
