@@ -50,6 +50,8 @@ def create_app() -> Flask:
     app.config["SSE_PING_INTERVAL"] = float(os.environ.get("SSE_PING_INTERVAL", "0.5"))
     app.config["SSE_RETRY"] = int(os.environ.get("SSE_RETRY", "300"))
     app.config["SSE_QUEUE_EVENTS"] = int(os.environ.get("SSE_QUEUE_EVENTS", "1000"))
+    if "SSE_MAX_AGE" in os.environ:
+        app.config["SSE_MAX_AGE"] = float(os.environ["SSE_MAX_AGE"])
     sse = SSE(app)
     before_any_request = [sse.publish("startup", f"start {number}") for number in (1, 2)]
 

@@ -145,6 +145,23 @@ def test_a_page_that_is_asked_to_come_back_misses_nothing(page: Page, server: Li
     assert len(server.requests(key)) == 2
 
 
+@pytest.mark.parametrize("kind", ["pywsgi", "werkzeug"])  # its socket taken over, and not
+def test_a_page_whose_stream_grows_old_comes_back_again_and_again_and_misses_nothing(
+    page: Page, fresh: Callable[..., LiveServer], kind: str, key: str
+) -> None:
+    server = fresh(kind, SSE_MAX_AGE="0.5", SSE_RETRY="50")
+    source = _listen(page, server, key)
+    published = []
+    deadline = time.monotonic() + 30
+    while source.opens < 4:
+        assert time.monotonic() < deadline, f"it was opened {source.opens} times"
+        published.append(server.publish(key, str(len(published))))
+    events = source.wait_for_events(len(published))
+    assert [event["id"] for event in events] == published
+    assert {event["type"] for event in events} == {"message"}
+    assert server.get("/state")["stats"]["closed"]["rotated"] >= 3
+
+
 @most_servers
 def test_a_page_that_was_cut_off_misses_nothing(page: Page, server: LiveServer, key: str) -> None:
     with Proxy(server.port) as proxy:
