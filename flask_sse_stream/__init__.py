@@ -13,7 +13,8 @@ The way of an event, and where each part of it lives:
 * ``access``, ``tickets``, ``revocations``: who may listen, on what text's word, and until when.
 * ``publisher``, ``bridge``: publish from processes that have no streams, and what other software says.
 * ``jobs``, ``keeper``, ``keys``: one piece of work that any number of readers follow.
-* ``progress``, ``sqlalchemy``: how far a loop is, and what a transaction has to say once it is committed.
+* ``progress``, ``celery``, ``sqlalchemy``: how far a loop is, what becomes of a task, and what a transaction has to say
+  once it is committed.
 * ``settings``, ``errors``: what can be set, and what can go wrong.
 """
 

@@ -120,6 +120,8 @@ def nothing_is_patched_and_nothing_is_left_running(
     """Pages may patch the standard library, start streams and make files; none of it shall outlive its test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("gevent.monkey.patch_all", lambda: None)
+    # Or every application of Celery's that is made from now on would have the tasks of these pages.
+    monkeypatch.setattr("celery._state._on_app_finalizers", set(_on_app_finalizers))
     made = []
     begin = PoolManager.__init__
 
@@ -620,6 +622,20 @@ def test_a_loop_in_a_thread_shows_how_far_it_is_to_the_page_and_to_one_that_come
         assert set(json.loads(str(event.data))) == set(json.loads(example))
     assert [json.loads(str(events[-1].data))[name] for name in ("state", "count", "fraction")] == ["done", 1000, 1.0]
     assert 'addEventListener("progress"' in app.test_client().get("/").text
+
+
+def test_a_report_is_told_of_by_the_task_that_makes_it(tmp_path: Path) -> None:
+    page = Page("docs/progress.rst")
+    app, task = page["reports"], page["make_report"]
+    reader = Reader(app, "/stream?connectKey=task-7", first_place(page["live"].manager))
+    task.apply((2,), task_id="7")
+    events = [(event.event, json.loads(str(event.data))) for event in reader.take(4)]
+    reader.close()
+    assert [event for event, _ in events] == ["started", "progress", "progress", "succeeded"]
+    assert events[2][1]["meta"] == {"page": 1, "of": 2}
+    assert events[3][1]["result"] == "/reports/7"
+    assert all({"task", "name", "state", "retries"} <= set(data) for _, data in events)
+    assert app.test_client().post("/reports").status_code == 202
 
 
 def test_an_order_is_told_of_once_it_is_stored(capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,7 @@ LAYERS: list[set[str]] = [
     {"jobs"},
     {"wsgi", "publisher", "bridge", "metrics"},
     {"tickets"},
-    {"shortcut", "client", "sqlalchemy"},
+    {"shortcut", "client", "celery", "sqlalchemy"},
     {"extension", "testing"},
     {"cli"},
     {""},
@@ -52,6 +52,7 @@ ONLY_IN = {
     "werkzeug": {"extension", "testing", "cli"},
     "blinker": {"extension", "testing"},
     "click": {"cli"},
+    "celery": {"celery"},
     "sqlalchemy": {"sqlalchemy"},
     "itsdangerous": {"tickets"},
 }

@@ -16,6 +16,7 @@ from celery import Celery, Task
 from redis import Redis
 
 from flask_sse_stream import Publisher
+from flask_sse_stream.celery import publish_task_events
 
 REDIS_URL = os.environ["REDIS_URL"]
 
@@ -52,6 +53,12 @@ def speak(key: str, name: int, count: int, together: int) -> None:
         live.publish(key, {"task": name, "number": number, "process": os.getpid()})
 
 
+# The first argument of each task is the key at which it is heard.
+publish_task_events(celery, live, tasks=["story*"], to=lambda task: task.args[0], include=["result"])
+if "BROKER_THAT_IS_AWAY" in os.environ:
+    publish_task_events(celery, os.environ["BROKER_THAT_IS_AWAY"], tasks=["story"])
+
+
 @celery.task(name="speak")
 def speak_in_celery(*arguments: Any) -> None:
     speak(*arguments)
@@ -68,6 +75,30 @@ def speak_once(self: Task[Any, Any], key: str, how: str) -> None:
     if runs < 3:
         os.kill(os.getpid(), signal.SIGKILL)
     live.publish(key, f"after {runs} runs")
+
+
+@celery.task(name="story", bind=True)
+def story(self: Task[Any, Any], key: str, how: str) -> str:
+    """Tell two pages, and between them what ``how`` says."""
+    self.update_state(state="READING", meta={"page": 1})
+    with connected() as redis:
+        runs = redis.incr(f"runs-{key}-{how}")
+        if how == "fails":
+            raise LookupError("secret")
+        if how == "is retried" and runs == 1:
+            raise self.retry(exc=OSError("secret"), countdown=0)
+        if how == "is killed" and runs < 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+    if how == "waits":
+        time.sleep(240)
+    self.update_state(state="READING", meta={"page": 2})
+    return f"read {runs} times"
+
+
+@celery.task(name="story of which each word counts", bind=True, acks_late=True, reject_on_worker_lost=True)
+def story_again(self: Task[Any, Any], key: str, how: str) -> str:
+    """Tell it again where the process was lost in the middle."""
+    return str(story.run.__func__(self, key, how))
 
 
 if __name__ == "__main__":

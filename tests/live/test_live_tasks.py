@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -89,7 +90,8 @@ def worker(redis: RedisServer, url: str, tmp_path: Path) -> Iterator[StartWorker
     yield worker
     for started in workers:
         started.stop()
-        signs = ["Warning", "Exception ignored"] + ["Traceback"] * ("SIGKILL" not in started.log)
+        foretold = "SIGKILL" in started.log or "LookupError('secret')" in started.log
+        signs = ["Warning", "Exception ignored"] + ["Traceback"] * (not foretold)
         assert [sign for sign in signs if sign in started.log] == [], started.log
 
 
@@ -156,6 +158,70 @@ def test_a_celery_task_that_has_to_run_again_speaks_once_with_an_idempotency_key
     wait_for(lambda: "after 3 runs" in heard.data, "the last run", LONG)
     assert heard.data == ["once", "after 3 runs"]
     assert started.log.count("SIGKILL") >= (2 if how == "killed" else 0)
+
+
+# The same whatever the log is, so one will do.
+@pytest.mark.parametrize("url", ["redis"], indirect=True)
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+def test_what_becomes_of_celery_tasks_is_heard_once_and_a_broker_that_is_away_changes_nothing(
+    pool: str, worker: StartWorker, redis: RedisServer, key: str, heard: Listener
+) -> None:
+    command = python("-m", "celery", "--app", "tasks_app", "worker", "--loglevel", "INFO", "--queues", key)
+    options = ["--pool", pool, "--concurrency", "2"]
+    started = worker([*command, *options], " ready.", BROKER_THAT_IS_AWAY=f"redis://127.0.0.1:{free_port()}/0")
+
+    def told(task: str) -> list[tuple[str, dict[str, Any]]]:
+        events = [(str(event.event), json.loads(str(event.data))) for event in heard.events]
+        return [(name, data) for name, data in events if data["task"] == task]
+
+    def wait_for_end(task: str) -> list[tuple[str, Any]]:
+        """Give the names of a task's events, each with what is its own."""
+        wait_for(
+            lambda: {"succeeded", "failed", "revoked"} & {name for name, _ in told(task)} or heard.ended.is_set(),
+            f"the end of {task!r}",
+            LONG,
+        )
+        own = {"started": "retries", "progress": "meta", "succeeded": "result", "revoked": "terminated"}
+        assert "secret" not in json.dumps(told(task))
+        return [(name, data.get(own.get(name, "error"))) for name, data in told(task)]
+
+    pages = [("progress", {"page": 1}), ("progress", {"page": 2})]
+    with Celery(broker=redis.url) as celery:
+
+        def send(task: str, how: str, name: str = "story", **options: Any) -> None:
+            celery.send_task(name, (key, how), queue=key, task_id=f"{key} {task}", ignore_result=True, **options)
+
+        def end(task: str) -> list[tuple[str, Any]]:
+            return wait_for_end(f"{key} {task}")
+
+        def revoke(task: str, **options: Any) -> None:
+            arguments = {"task_id": f"{key} {task}", **options}
+            assert celery.control.broadcast("revoke", arguments=arguments, reply=True, timeout=LONG, limit=1)
+
+        send("good", "is well")
+        assert end("good") == [("started", 0), *pages, ("succeeded", "read 1 times")]
+        send("bad", "fails")
+        assert end("bad") == [("started", 0), pages[0], ("failed", "LookupError")]
+        send("again", "is retried")
+        assert end("again") == [
+            *[("started", 0), pages[0], ("retried", "OSError")],
+            *[("started", 1), *pages, ("succeeded", "read 2 times")],
+        ]
+        revoke("early")
+        send("early", "is well")
+        assert end("early") == [("revoked", False)]
+        send("stopped", "waits")
+        wait_for(lambda: len(told(f"{key} stopped")) == 2, "it is at work", LONG)
+        revoke("stopped", terminate=True)
+        assert end("stopped") == [("started", 0), pages[0], ("revoked", True)]
+        if pool == "prefork":
+            send("late", "waits", time_limit=1)
+            assert end("late") == [("started", 0), pages[0], ("failed", "TimeLimitExceeded")]
+            send("killed", "is killed", "story of which each word counts")
+            assert end("killed") == [("started", 0), *pages, ("succeeded", "read 3 times")]
+    lines = started.log.count("nobody is told that the task")
+    assert 1 <= lines <= 6  # one of each process, also of those that took the place of lost ones
+    started.stop(signal.SIGKILL)
 
 
 @pytest.mark.parametrize("how", ["rq's own worker", "a worker that imported the job before it forks"])
