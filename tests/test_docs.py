@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery._state import _on_app_finalizers
 from fakes import shut_down
 from flask import Flask
 from redis_server import RedisServer
