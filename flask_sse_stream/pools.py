@@ -27,12 +27,11 @@ import secrets
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 from .access import CONTROL_KEY, Revocation, Ticket, mark_names, now, user_name
-from .brokers.base import Broker, BrokerStats, Delivery, Life, broker_from_url
+from .brokers.base import Broker, Delivery, Life, broker_from_url
 from .errors import AccessDenied, BrokerError, EventError, StreamsFull
 from .event import END_ID, Event, Message, encode_json, retry_block, to_text
 from .intake import Intake
@@ -43,6 +42,7 @@ from .overflow import Policies
 from .revocations import Revocations
 from .rounds import Rounds
 from .settings import Settings
+from .stats import Hooks, Stats
 from .stream import NOTHING_MORE, CloseReason, Lock, Stream, call_foreign
 from .transports.base import Flusher, Runtime, Transport, current_runtime
 from .window import Windows
@@ -58,42 +58,6 @@ _TURN_SECONDS: Final = 0.1  # and goes on if nothing moves: a flusher that hangs
 _DRAIN_GRACE: Final = 1.0  # for servers to see that clients were cut off
 _DRAIN_POLL: Final = 0.01
 _REVOKED: Final = "the right to this stream was revoked"
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """Numbers of one process, at one moment. Those of the second block only ever grow."""
-
-    streams: int
-    keys: int
-    windows: int
-    outbox: int
-    draining: bool  #: whether this process takes no more streams, since it is to stop
-
-    opened: int
-    closed: Mapping[str, int]  #: by close reason
-    refused: int
-    published: int
-    offered: int
-    dropped: int
-    replayed: int
-    resets: int
-
-    broker: BrokerStats
-
-
-@dataclass(slots=True)
-class Hooks:
-    """What a framework's edge is told; each is a function or ``None``.
-
-    ``published`` runs in the publisher, before anything else happens, and what it raises is the publisher's to
-    handle. What the others raise is logged: it concerns no stream.
-    """
-
-    opened: Callable[[Stream], object] | None = None
-    closed: Callable[[Stream, CloseReason], object] | None = None
-    published: Callable[[str | None, Event], object] | None = None
-    dropped: Callable[[Stream, int], object] | None = None
 
 
 class PoolManager:

@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"draining"},
     {"rounds", "listeners"},
     {"revocations"},
-    {"intake", "leaving"},
+    {"intake", "leaving", "stats"},
     {"pools"},
     {"progress"},
     {"transports.iterator", "transports.gevent", "transports.servers", "transports.threads"},
