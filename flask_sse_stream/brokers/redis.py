@@ -84,7 +84,6 @@ class RedisBroker:
         self._names = Names(settings.namespace)
         self._server = Server(settings.broker_url, self._names)
         self._timeout = settings.broker_timeout
-        self._ttl = _milliseconds(settings.history_ttl)
         self._once_ttl = _milliseconds(settings.idempotency_ttl)
         self._deliver: Deliver
         self._idle: Idle
@@ -110,8 +109,8 @@ class RedisBroker:
         if once is not None:
             keys.append(self._names.once(once))
         own_id = body[4 : body.index(b"\n")] if body.startswith(b"id: ") else b""
-        size = self._settings.history_size
-        arguments = [self._names.member(key), body, own_id, size, self._ttl, self._once_ttl]
+        size, ttl, _ = self._settings.kept(key)
+        arguments = [self._names.member(key), body, own_id, size, _milliseconds(ttl), self._once_ttl]
         [identifier] = self._run(lambda at, link: self._publish(at, link, keys, arguments), publishes=True)
         return str(identifier.decode())
 
@@ -197,19 +196,17 @@ class RedisBroker:
 
     def _read(self, deadline: float, link: Link, keys: Sequence[str | None], position: Position) -> list[History]:
         chains = {key: Chain(0) for key in keys}
-        size, limit = self._settings.history_size, self._settings.max_event_bytes
+        kept, limit = self._settings.kept, self._settings.max_event_bytes
         while behind := [key for key, chain in chains.items() if chain.more]:
             asked = {key: chains[key].end for key in behind[:READ_KEYS]}
-            reply = link.call(deadline, *read_command(self._names, link.run, asked, history=size > 0))
+            history = any(kept(key).size for key in asked)
+            reply = link.call(deadline, *read_command(self._names, link.run, asked, history=history))
             found = reading(reply, limit)
             for key, page in zip(asked, found.pages, strict=True):
                 chains[key].add(page)
         self._skipped += sum(chain.skipped for chain in chains.values())
         # What is later than the position is heard by the listener as well.
-        return [
-            chain.history(key, found.epoch, position.head, size, self._settings.history_ttl)
-            for key, chain in chains.items()
-        ]
+        return [chain.history(key, found.epoch, position.head, *kept(key)) for key, chain in chains.items()]
 
     def stats(self) -> BrokerStats:
         """Say how the listening connection is."""

@@ -96,7 +96,7 @@ class Listener:
         self._log = weakref.ref(log)
         self._server = server
         self._names = names
-        self._size = settings.history_size
+        self._kept = settings.kept
         self._limit = settings.max_event_bytes
         self._timeout = settings.broker_timeout
         self._lock = threading.Lock()  # for these four, and never held while anything waits
@@ -354,7 +354,9 @@ class Listener:
         elif last is None:
             pass  # What came before the answer to the subscription was before the stream that is about to begin.
         elif (live.epoch, live.previous) == (self._place.epoch, last) and live.seq > self._place.head and live.body:
-            self._deliver(message(key, live.epoch, Entry(live.seq, live.previous, live.body, 0.0), self._size))
+            self._deliver(
+                message(key, live.epoch, Entry(live.seq, live.previous, live.body, 0.0), self._kept(key).size)
+            )
             self._followed[key] = live.seq
             self._place = Position(live.epoch, live.seq)
         elif live.epoch in self._past or (live.epoch == self._place.epoch and live.seq <= self._in_step_at):
@@ -413,7 +415,8 @@ class Listener:
             size = max(1, len(asked)) if together else READ_KEYS
             for start in range(0, max(1, len(asked)), size):
                 part = {key: missed[key].end for key in asked[start : start + size]}
-                self._send(link, read_command(self._names, link.run, part, history=self._size > 0))
+                history = any(self._kept(key).size for key in part)
+                self._send(link, read_command(self._names, link.run, part, history=history))
                 found = self._read_answer(link, 0)
                 for key, page in zip(part, found.pages, strict=True):
                     missed[key].add(page)
@@ -447,7 +450,7 @@ class Listener:
                     self._deliver(Gap(key, found.epoch, chain.floor))
             entries = [(entry, key) for key, chain in missed.items() for entry in chain.entries]
             for entry, key in sorted(entries, key=lambda item: item[0].seq):
-                self._deliver(message(key, found.epoch, entry, self._size))
+                self._deliver(message(key, found.epoch, entry, self._kept(key).size))
         # else nothing is known of what came before, and everybody is told so
         for key, chain in missed.items():
             self._skipped += chain.skipped

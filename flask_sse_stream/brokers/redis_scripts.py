@@ -4,7 +4,7 @@ Everything of a namespace lies in one hash slot, so that one script may touch it
 
     {sse}:log         hash: epoch, seq (of the newest event), run (of the server), lives, floor
     {sse}:keys        sorted set: the key of each pool, by the seq of its newest event
-    {sse}:k:<key>     stream: the recent events of a pool; the channel of the same name takes them live
+    {sse}:k:<key>     stream: the recent events of a pool or a job; the channel of the same name takes them live
     {sse}:all         the same for what goes to all
     {sse}:once:<key>  string: the id of the event that an idempotency key has made
     {sse}:lease:<name> string: who holds a lease
@@ -16,6 +16,7 @@ before the first command that Redis may refuse for want of memory or for a key o
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 import time
@@ -358,8 +359,13 @@ class Chain:
         self.floor = floor
         self.entries.clear()
 
-    def history(self, key: str | None, epoch: str, head: int, size: int, ttl: float) -> History:
-        """Give what was read of ``key`` up to ``head``: at most ``size`` events, none older than ``ttl`` seconds."""
+    def history(self, key: str | None, epoch: str, head: int, size: int, ttl: float, whole: bool = False) -> History:
+        """Give what was read of ``key`` up to ``head``: at most ``size`` events, none older than ``ttl`` seconds.
+
+        With ``whole`` all of them are young enough if the newest is.
+        """
+        if whole and self.entries and self.entries[-1].age <= ttl:
+            ttl = math.inf
         kept = [entry for entry in self.entries if entry.age <= ttl and entry.seq <= head][-size:] if size else []
         if kept:
             floor = kept[0].previous

@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from ..errors import BrokerError, SettingsError
 from ..event import Message, is_body
+from ..keys import is_job
 from ..settings import Settings
 from .base import BrokerStats, Deliver, Delivery, History, Idle, Position, never_idle
 from .listener import LOOK_SECONDS, READ_EVENTS, Listener, Part, wake_all
@@ -36,8 +37,9 @@ __all__ = ["SQLiteBroker"]
 _RETRY_SECONDS: Final = 0.005
 _TRIM_EVERY: Final = 64
 _TRIM_EVENTS: Final = 4 * _TRIM_EVERY  # too old, at a time: more than come in between
+_TRIM_JOBS: Final = 16  # too old, at a time
 _FLOORS: Final = 10_000  # keys whose floors are known one by one
-_FORMAT: Final = 3
+_FORMAT: Final = 4
 _ALL: Final = ""  # the key of what goes to all, which no user's key can be
 _MAGIC: Final = 0x55E5  # PRAGMA application_id: an existing database of somebody else's is left alone
 
@@ -52,6 +54,15 @@ CREATE TABLE IF NOT EXISTS event (
 );
 CREATE UNIQUE INDEX IF NOT EXISTS event_by_seq ON event (namespace, seq);
 CREATE INDEX IF NOT EXISTS event_by_key ON event (namespace, key, seq);
+CREATE TABLE IF NOT EXISTS job_event (
+    namespace TEXT NOT NULL, seq INTEGER NOT NULL, key TEXT NOT NULL, created REAL NOT NULL, body BLOB NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS job_event_by_seq ON job_event (namespace, seq);
+CREATE INDEX IF NOT EXISTS job_event_by_key ON job_event (namespace, key, seq);
+CREATE TABLE IF NOT EXISTS job (
+    namespace TEXT NOT NULL, key TEXT NOT NULL, used REAL NOT NULL, PRIMARY KEY (namespace, key)
+);
+CREATE INDEX IF NOT EXISTS job_by_time ON job (namespace, used);
 CREATE TABLE IF NOT EXISTS floor (
     namespace TEXT NOT NULL, key TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (namespace, key)
 );
@@ -118,8 +129,8 @@ class SQLiteBroker:
         self._path = os.path.abspath(path[1:])
         self._wake_directory = self._path + ".wake"
         self._namespace = settings.namespace
-        self._size = settings.history_size
-        self._ttl = settings.history_ttl
+        self._kept = settings.kept
+        self._job_ttl = settings.job_ttl
         self._limit = settings.max_event_bytes
         self._once_ttl = settings.idempotency_ttl
         self._timeout = settings.broker_timeout
@@ -148,9 +159,14 @@ class SQLiteBroker:
                     return made
             connection.execute("UPDATE log SET head = ? WHERE namespace = ?", (seq, self._namespace))
             connection.execute(  # in the place of what somebody else may have put there
-                "INSERT OR REPLACE INTO event VALUES (?, ?, ?, ?, ?)",
+                f"INSERT OR REPLACE INTO {_table(key)} VALUES (?, ?, ?, ?, ?)",  # noqa: S608
                 (self._namespace, seq, name, _machine_time(), body),
             )
+            if is_job(key):
+                connection.execute(
+                    "INSERT INTO job VALUES (?, ?, ?) ON CONFLICT (namespace, key) DO UPDATE SET used = excluded.used",
+                    (self._namespace, name, _machine_time()),
+                )
             # By chance, so that no rhythm of keys leaves one of them untrimmed for ever.
             if random.random() < 1 / _TRIM_EVERY:  # noqa: S311
                 self._trim(connection, name)
@@ -180,9 +196,12 @@ class SQLiteBroker:
             ).fetchone()
             if row is not None and row[0] != holder and row[1] > now:
                 return False
-            connection.execute(
-                "INSERT OR REPLACE INTO lease VALUES (?, ?, ?, ?)", (self._namespace, name, holder, now + seconds)
-            )
+            if seconds:
+                connection.execute(
+                    "INSERT OR REPLACE INTO lease VALUES (?, ?, ?, ?)", (self._namespace, name, holder, now + seconds)
+                )
+            elif row is not None:
+                connection.execute("DELETE FROM lease WHERE namespace = ? AND name = ?", (self._namespace, name))
         return True
 
     def mark(self, name: str, at: float, seconds: float) -> None:
@@ -246,7 +265,7 @@ class SQLiteBroker:
 
     def _begin_anew(self, connection: sqlite3.Connection) -> str:
         epoch = secrets.token_hex(6)
-        for table in ("event", "floor", "once", "lease", "log"):
+        for table in ("event", "job_event", "job", "floor", "once", "lease", "log"):
             connection.execute(f"DELETE FROM {table} WHERE namespace = ?", (self._namespace,))  # noqa: S608
         connection.execute("INSERT INTO log VALUES (?, ?, 0, ?, 0)", (self._namespace, epoch, self._this_boot()))
         return epoch
@@ -274,13 +293,16 @@ class SQLiteBroker:
             (self._namespace, name),
         ).fetchone()
         floor = _place(row[0]) if row is not None else 0
+        size, ttl, whole = self._kept(key)
         rows = connection.execute(
-            "SELECT seq, key, created, body FROM event WHERE namespace = ? AND key = ? AND typeof(seq) = 'integer' "
-            "ORDER BY seq DESC LIMIT ?",
-            (self._namespace, name, self._size + 1),
+            f"SELECT seq, key, created, body FROM {_table(key)} "  # noqa: S608
+            "WHERE namespace = ? AND key = ? AND typeof(seq) = 'integer' ORDER BY seq DESC LIMIT ?",
+            (self._namespace, name, size + 1),
         ).fetchall()
-        oldest = _machine_time() - self._ttl
-        kept = [row for row in rows[: self._size] if _is_number(row[2]) and row[2] >= oldest]
+        oldest = _machine_time() - ttl
+        kept = [row for row in rows[:size] if _is_number(row[2]) and (row[2] >= oldest or whole)]
+        if whole and kept and kept[0][2] < oldest:
+            kept = []
         if len(kept) < len(rows):
             floor = max(floor, _place(rows[len(kept)][0]))
         return History(key, epoch, floor, self._messages(epoch, reversed(kept)), head)
@@ -293,7 +315,7 @@ class SQLiteBroker:
                 continue
             if len(body) <= self._limit and is_body(body):
                 key = None if name == _ALL else name
-                found.append(Message(key, epoch, seq, body, created, resumable=self._size > 0))
+                found.append(Message(key, epoch, seq, body, created, resumable=self._kept(key).size > 0))
         return found
 
     def read_after(self, seq: int) -> Part:
@@ -302,7 +324,9 @@ class SQLiteBroker:
             epoch, head = self._position(connection)
             rows = connection.execute(
                 "SELECT seq, key, created, body FROM event "
-                "WHERE namespace = ? AND seq > ? AND seq <= ? AND typeof(seq) = 'integer' ORDER BY seq LIMIT ?",
+                "WHERE namespace = ?1 AND seq > ?2 AND seq <= ?3 AND typeof(seq) = 'integer' "
+                "UNION ALL SELECT seq, key, created, body FROM job_event "
+                "WHERE namespace = ?1 AND seq > ?2 AND seq <= ?3 AND typeof(seq) = 'integer' ORDER BY seq LIMIT ?4",
                 (self._namespace, seq, head, READ_EVENTS),
             ).fetchall()
             gone = connection.execute(
@@ -316,12 +340,12 @@ class SQLiteBroker:
     def _trim(self, connection: sqlite3.Connection, name: str) -> None:
         """Delete what no window may hold any more, and remember up to where."""
         # One that is read by nobody yet must still reach the listeners, even without any history.
-        size = max(self._size, READ_EVENTS)
         surplus = connection.execute(
-            "SELECT seq FROM event WHERE namespace = ? AND key = ? ORDER BY seq DESC LIMIT 1 OFFSET ?",
-            (self._namespace, name, size),
+            f"SELECT seq FROM {_table(name)} WHERE namespace = ? AND key = ? ORDER BY seq DESC LIMIT 1 OFFSET ?",  # noqa: S608
+            (self._namespace, name, max(self._kept(name).size, READ_EVENTS)),
         ).fetchone()
-        oldest = _machine_time() - max(self._ttl, 10 * LOOK_SECONDS)
+        now = _machine_time()
+        oldest = now - max(self._kept(None).ttl, 10 * LOOK_SECONDS)
         stale: dict[str, int] = {}
         # The oldest come first, so there is no need to look at them all.
         for key, seq, created in connection.execute(
@@ -333,16 +357,35 @@ class SQLiteBroker:
             stale[key] = seq
         if surplus is not None:
             stale[name] = max(surplus[0], stale.get(name, 0))
+        stale.update(self._stale_jobs(connection, now))
         for key, seq in stale.items():
             connection.execute(
-                "DELETE FROM event WHERE namespace = ? AND key = ? AND seq <= ?", (self._namespace, key, seq)
+                f"DELETE FROM {_table(key)} WHERE namespace = ? AND key = ? AND seq <= ?",  # noqa: S608
+                (self._namespace, key, seq),
             )
             connection.execute(
                 "INSERT INTO floor VALUES (?, ?, ?) "
                 "ON CONFLICT (namespace, key) DO UPDATE SET seq = MAX(seq, excluded.seq)",
                 (self._namespace, key, seq),
             )
+        connection.execute("DELETE FROM lease WHERE namespace = ? AND until < ?", (self._namespace, now))
         self._forget_floors(connection)
+
+    def _stale_jobs(self, connection: sqlite3.Connection, now: float) -> dict[str, int]:
+        """Forget jobs that have said nothing for too long; give the last number of each."""
+        ttl = max(self._job_ttl, 10 * LOOK_SECONDS)
+        found = connection.execute(
+            "SELECT key FROM job WHERE namespace = ? AND used < ? ORDER BY used LIMIT ?",
+            (self._namespace, now - ttl, _TRIM_JOBS),
+        ).fetchall()
+        stale: dict[str, int] = {}
+        for (key,) in found:
+            connection.execute("DELETE FROM job WHERE namespace = ? AND key = ?", (self._namespace, key))
+            (last,) = connection.execute(
+                "SELECT MAX(seq) FROM job_event WHERE namespace = ? AND key = ?", (self._namespace, key)
+            ).fetchone()
+            stale[key] = last or 0
+        return stale
 
     def _forget_floors(self, connection: sqlite3.Connection) -> None:
         """Of very many keys, know one floor for all those that were trimmed longest ago."""
@@ -483,6 +526,11 @@ class SQLiteBroker:
 def _close_all(connections: deque[tuple[int, sqlite3.Connection]]) -> None:
     while connections:
         connections.popleft()[1].close()
+
+
+def _table(key: str | None) -> str:
+    # Jobs are kept as long as they speak, and would stand in the way of those who look for what is old among the rest.
+    return "job_event" if is_job(key) else "event"
 
 
 def _inode(path: str) -> int:

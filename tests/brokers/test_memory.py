@@ -6,6 +6,8 @@ from collections import deque
 
 import pytest
 from contracts.broker import BrokerContract, body, place
+from contracts.jobs import JobContract
+from fakes import House
 
 from flask_sse_stream.brokers.base import Broker, broker_from_url
 from flask_sse_stream.brokers.memory import MemoryBroker
@@ -16,6 +18,11 @@ from flask_sse_stream.settings import Settings
 class TestMemoryBroker(BrokerContract):
     def make(self, settings: Settings) -> Broker:
         return MemoryBroker(settings)
+
+
+class TestJobsInMemory(JobContract):
+    def house(self, **options: object) -> House:
+        return House(**options)
 
 
 def test_it_is_what_the_default_url_names() -> None:

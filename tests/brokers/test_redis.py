@@ -9,6 +9,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from contracts.broker import BrokerContract, body, place
+from contracts.jobs import JobContract
 from contracts.replay import OutsideReplayMachine
 from fakes import House
 from hypothesis import settings as hypothesis_settings
@@ -95,6 +96,16 @@ class TestRedisBroker(BrokerContract):
 def persistent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     with RedisServer(tmp_path_factory.mktemp("persistent"), persistent=True, password="p: 100%/@#?") as server:
         yield server
+
+
+class TestJobsOverRedis(JobContract):
+    @pytest.fixture(autouse=True)
+    def _server(self, server: RedisServer) -> None:
+        self.url = server.url
+        self.namespace = f"test-{secrets.token_hex(4)}"
+
+    def house(self, **options: object) -> House:
+        return House(broker_url=self.url, namespace=self.namespace, **options)
 
 
 class TestRedisThatPersistsAndWantsAPassword(TestRedisBroker):

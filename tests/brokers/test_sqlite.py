@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from contracts.broker import BrokerContract, body, place
+from contracts.jobs import JobContract
 from contracts.replay import OutsideReplayMachine
 from fakes import House
 from hypothesis import settings as hypothesis_settings
@@ -42,6 +43,15 @@ class TestSQLiteBroker(BrokerContract):
 
     def make(self, settings: Settings) -> Broker:
         return broker_from_url(settings)
+
+
+class TestJobsOverSQLite(JobContract):
+    @pytest.fixture(autouse=True)
+    def _file(self, tmp_path: Path) -> None:
+        self.url = f"sqlite:///{tmp_path}/log.db"
+
+    def house(self, **options: object) -> House:
+        return House(broker_url=self.url, **options)
 
 
 class Log:
@@ -442,7 +452,7 @@ def test_a_database_of_another_format_is_refused(log: Log) -> None:
     with broker._connection(time.monotonic() + 5) as connection:
         connection.execute("PRAGMA user_version=99")
     broker.close()
-    with pytest.raises(BrokerError, match="has format 99, not 3"):
+    with pytest.raises(BrokerError, match="has format 99, not 4"):
         log.broker()[0].publish("a", body("x"))
 
 

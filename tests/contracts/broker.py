@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,6 +11,7 @@ from support import wait_for
 
 from flask_sse_stream.brokers.base import Broker, Delivery, Gap, History
 from flask_sse_stream.event import Event, Message
+from flask_sse_stream.keys import JobKey
 from flask_sse_stream.settings import Settings
 
 Start = Callable[..., tuple[Broker, list[Message]]]
@@ -249,3 +251,63 @@ class BrokerContract:
             None: (0, [ids[3]]),
             "never": (0, []),
         }
+
+    def test_a_job_is_kept_by_its_own_bounds_however_much_is_said_elsewhere(self, started: Start) -> None:
+        broker, messages = started(history_size=2, history_ttl=0.001, job_events=20)
+        job = JobKey.of("work")
+        broker.cover([job], [job], None)
+        sent = [broker.publish(job, body(str(number))) for number in range(30)]
+        for _ in range(20):
+            broker.publish("a", body("x"))
+        wait_for(lambda: len(messages) == 50, "all are delivered")
+        assert [message.id for message in messages if message.key == job] == sent
+        (late, _) = started(history_size=2, history_ttl=0.001, job_events=20)
+        if late.remembers:
+            late.cover([job], [job], None)
+            kept = self.histories[job]
+            assert (kept.floor, [message.id for message in kept.messages]) == (place(sent[9])[1], sent[10:])
+
+    def test_a_job_is_kept_whole_while_it_speaks_and_gone_when_it_has_not_for_long(self, started: Start) -> None:
+        options = {"job_ttl": 1.0, "history_ttl": 0.001}
+        broker, _ = started(**options)
+        if not broker.remembers:
+            return  # the windows are what remembers
+        job = JobKey.of("work")
+        began = time.monotonic()
+        sent = [broker.publish(job, body("first"))]
+        while time.monotonic() < began + 1.1:
+            sent.append(broker.publish(job, body("still here")))
+            time.sleep(0.05)
+        late, _ = started(**options)
+        late.cover([job], [job], None)
+        assert [message.id for message in self.histories[job].messages] == sent
+
+        def is_gone() -> bool:
+            again, _ = started(**options)
+            again.cover([job], [job], None)
+            again.close()
+            return not self.histories[job].messages
+
+        wait_for(is_gone, "it is gone")
+
+    def test_the_end_of_a_job_is_told_apart_and_has_the_id_that_ends_a_stream(self, started: Start) -> None:
+        for options in ({}, {"history_size": 0}):
+            broker, messages = started(**options)
+            job = JobKey.of("work")
+            broker.cover([job], [job], None)
+            broker.publish(job, body("half"))
+            broker.publish("a", body("x", event="done"))
+            broker.publish(job, body("all", event="done"))
+            wait_for(lambda messages=messages: len(messages) == 3, "all are delivered")  # type: ignore[misc]
+            assert [message.last for message in messages] == [False, False, True]
+            assert messages[2].frame == b"id: end\nevent: done\ndata: all\n\n"
+            assert messages[0].frame.startswith(b"id: " + messages[0].id.encode())
+
+    def test_a_lease_that_is_asked_after_is_not_taken(self, started: Start) -> None:
+        broker, _ = started()
+        assert broker.lease("work", "me", 0), "nobody has it"
+        assert broker.lease("work", "one", 10)
+        assert not broker.lease("work", "me", 0)
+        assert not broker.lease("work", "two", 10)
+        assert broker.lease("work", "one", 0), "it gives it back"
+        assert broker.lease("work", "two", 10)
