@@ -193,6 +193,7 @@ def settings() -> None:
     assert_type(Settings().retry, int | None)
     assert_type(Settings().headers, Mapping[str, str])
     Settings(overflow="conflate", when_full="503")
+    Settings(overflow={"ticker-*": "conflate", "*": "disconnect"})
     Settings(overflow="block")  # type: ignore[arg-type]
     Settings(ping_intervall=5)  # type: ignore[call-arg]
 
