@@ -159,3 +159,25 @@ def test_a_signal_that_interrupts_code_which_holds_the_lock_is_no_deadlock() -> 
     """
     status, said = run(APP + STREAM + textwrap.dedent(script))
     assert (status, said.count("retry: ")) == (-signal.SIGTERM, 2)
+
+
+def test_an_interrupt_that_comes_up_in_the_flushers_greenlet_ends_the_program_and_not_the_flusher() -> None:
+    script = """
+    import gevent
+    from flask_sse_stream.transports.gevent import GeventRuntime
+    rounds = []
+    def flush():
+        rounds.append(1)
+        if len(rounds) == 1:
+            raise KeyboardInterrupt
+    flusher = GeventRuntime().start_flusher(flush)
+    try:
+        gevent.sleep(20)
+    except KeyboardInterrupt:
+        print("told")
+    while len(rounds) < 2:
+        flusher.wake()
+        gevent.sleep(0.01)
+    assert flusher.alive
+    """
+    assert run(textwrap.dedent(script)) == (0, "told\n")

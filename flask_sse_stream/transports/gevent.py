@@ -175,14 +175,22 @@ class GeventFlusher:
     def _run(self) -> None:
         # A forked child has a copy of its parent's greenlets, and a flusher of its own.
         while not self._stopped and self._pid == os.getpid():
-            # Before the work: a wake during it must not be lost.
-            self._woken = False
-            self._event.clear()
-            delay = self._flush()
-            if delay == 0.0:
-                gevent.sleep(_ONE_TURN)
-            else:
-                self._event.wait(delay)
+            try:
+                self._turn()
+            except (KeyboardInterrupt, SystemExit) as error:
+                # What a signal handler raises comes up in whatever greenlet runs. It is meant for the main one, and
+                # this one has yet to take leave of the clients.
+                get_hub().handle_system_error(type(error), error)
+
+    def _turn(self) -> None:
+        # Before the work: a wake during it must not be lost.
+        self._woken = False
+        self._event.clear()
+        delay = self._flush()
+        if delay == 0.0:
+            gevent.sleep(_ONE_TURN)
+        else:
+            self._event.wait(delay)
 
     @property
     def alive(self) -> bool:
