@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from .errors import BrokerError, EventError
+from .event import Event
+from .jobs import Job
 from .pools import PoolManager, check_key
 from .publisher import HasManager, Publisher, manager_of
 
@@ -129,7 +131,7 @@ def publish_task_events(
     publisher: str | HasManager | PoolManager,
     *,
     tasks: Iterable[Any] | None = None,
-    to: str | Callable[[TaskEvent], str | None] = "task-{task_id}",
+    to: str | Callable[[TaskEvent], str | Job | None] = "task-{task_id}",
     include: Collection[str] = (),
 ) -> TaskEvents:
     """Publish what becomes of the tasks of a Celery application, from the worker that runs them.
@@ -142,7 +144,8 @@ def publish_task_events(
         which ones: tasks, their names, or patterns of names (``"reports.*"``). All but Celery's own if left out.
     ``to``
         the key, in which ``{task_id}`` and ``{name}`` are filled in; or a function that is given the
-        :class:`TaskEvent` and returns the key, or ``None`` for what nobody is to be told.
+        :class:`TaskEvent` and returns the key, a :class:`~flask_sse_stream.Job`, or ``None`` for what nobody is to be
+        told. A job ends with the task: ``succeeded`` is its ``done``, and ``revoked`` its ``cancelled``.
     ``include``
         what else goes out: ``"args"``, ``"kwargs"``, ``"result"``, ``"message"`` (an exception's text). Whoever may
         listen to the key reads it.
@@ -170,7 +173,7 @@ class TaskEvents:
         app: Any,
         publisher: str | HasManager | PoolManager,
         tasks: Iterable[Any] | None,
-        to: str | Callable[[TaskEvent], str | None],
+        to: str | Callable[[TaskEvent], str | Job | None],
         include: Collection[str],
     ) -> None:
         if not isinstance(app, Celery):
@@ -314,7 +317,9 @@ class TaskEvents:
                 more = {"args": request.args, "kwargs": request.kwargs, "retries": request.retries or 0, **more}
             value = TaskEvent(event, task_id, task.name, state, **more)
             key = self._to(value) if callable(self._to) else self._to.format(task_id=task_id, name=task.name)
-            if key is not None:
+            if isinstance(key, Job):
+                self._work_on(key, value)
+            elif key is not None:
                 self._publish(check_key(key), value)
         except SoftTimeLimitExceeded:
             raise  # it is meant for the task, which happened to be here
@@ -322,17 +327,40 @@ class TaskEvents:
             self._fail(error, f"nobody is told that the task {task_id} of {task.name} is {event!r}")
 
     def _publish(self, key: str, value: TaskEvent) -> None:
-        manager = manager_of(self._publisher)
-        data = value.data(self._include)
         once = self._once(key, value)
-        try:
-            manager.publish(key, data, event=value.event, idempotency_key=once)
-        except EventError as error:
-            # What the task itself said is too large or no JSON. That it has ended has to be told all the same.
-            self._fail(error, f"what the task {value.task_id} of {value.name} says of itself is left out")
-            plain = {name: item for name, item in data.items() if name not in ("meta", *INCLUDABLE)}
-            manager.publish(key, plain, event=value.event, idempotency_key=once)
+        event = self._event(value)
+        manager_of(self._publisher).publish(key, event, idempotency_key=once)
         self._published += 1
+
+    def _work_on(self, job: Job, value: TaskEvent) -> None:
+        if value.event == "started":
+            job.open()  # unless whoever queued the task has
+        if value.event == "succeeded":
+            job.done(self._event(value).data)
+        elif value.event == "failed":
+            job.failed(self._event(value).data)
+        elif value.event == "revoked":
+            job.cancel()
+        elif job.cancelled:
+            self._left_out += 1  # it is over for its readers
+            return
+        else:
+            self._publish(job.key, value)
+            return
+        self._published += 1
+
+    def _event(self, value: TaskEvent) -> Event:
+        make = manager_of(self._publisher).make_event
+        try:
+            return make(value.data(self._include), event=value.event)
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as error:
+            # What the task itself said is too large, no JSON, or an exception without a text. That it has ended has
+            # to be told all the same.
+            self._fail(error, f"what the task {value.task_id} of {value.name} says of itself is left out")
+            plain = {name: item for name, item in value.data().items() if name != "meta"}
+            return make(plain, event=value.event)
 
     def _once(self, key: str, value: TaskEvent) -> str | None:
         """Name what a task that runs again would say again."""

@@ -17,7 +17,7 @@ from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, WorkerLostE
 from fakes import House
 from flask import Flask
 
-from flask_sse_stream import SSE, BrokerError, Publisher, SettingsError
+from flask_sse_stream import SSE, BrokerError, EventDecoder, Job, JobState, Publisher, SettingsError
 from flask_sse_stream.celery import TaskEvent, TaskEvents, publish_task_events
 
 
@@ -223,6 +223,66 @@ def test_a_function_says_whom_to_tell_and_may_say_nobody(shop: Shop) -> None:
     assert [event.event for event in shop.house.events(stream)] == ["succeeded"]
     assert [(task.event, task.result) for task in seen] == [("started", None), ("succeeded", "done")]
     assert events.stats().published == 1
+
+
+# A job
+
+
+def said_of(shop: Shop, job: Job) -> list[tuple[str | None, Any]]:
+    """What a reader of the job is given, who comes now."""
+    decoder = EventDecoder()
+    frames = [message.frame for message in shop.house.manager.look(job.key)]
+    return [(event.event, event.data) for event in decoder.feed(b"".join(frames))]
+
+
+def test_a_job_is_read_from_the_tasks_start_and_ends_with_it(shop: Shop) -> None:
+    shop.publish(to=lambda task: Job(shop.house.manager, task.task_id), include=["result"])
+
+    def work(self: Any, how: str) -> str:
+        self.update_state(state="x", meta=1)
+        if how == "fails":
+            raise KeyError("secret")
+        return "done"
+
+    task = shop.task(work)
+    well, bad = (Job(shop.house.manager, name) for name in ("well", "bad"))
+    assert well.open()
+    for _ in range(2):  # it may be delivered again
+        task.apply(("is well",), task_id="well")
+        task.apply(("fails",), task_id="bad")
+    assert (well.state, bad.state) == (JobState.DONE, JobState.FAILED)
+    for job, names in ((well, ["started", "progress", "done"]), (bad, ["started", "progress", "failed"])):
+        told = said_of(shop, job)
+        assert [event for event, _ in told] == names
+        assert all(json.loads(data)["task"] == job.id for _, data in told)
+        assert "secret" not in str(told)
+    assert json.loads(said_of(shop, well)[-1][1])["result"] == "done"
+
+
+def test_a_revoked_task_is_a_cancelled_job(shop: Shop) -> None:
+    shop.publish(to=lambda task: Job(shop.house.manager, task.task_id))
+    job = Job(shop.house.manager, "7")
+    job.open()
+    task = shop.task(lambda self: None)
+    request = Context(id="7", args=(), kwargs={}, retries=0)
+    signals.task_revoked.send(sender=task, request=request, terminated=True, signum=None, expired=False)
+    assert job.state is JobState.CANCELLED
+    assert [event for event, _ in said_of(shop, job)] == ["cancelled"]
+
+
+def test_nothing_is_said_of_a_job_that_its_readers_were_told_is_over(shop: Shop) -> None:
+    events = shop.publish(to=lambda task: Job(shop.house.manager, task.task_id))
+    job = Job(shop.house.manager, "7")
+
+    def work(self: Any) -> None:
+        self.update_state(state="x")
+        job.cancel()
+        self.update_state(state="y")
+
+    shop.task(work).apply(task_id="7")
+    assert [event for event, _ in said_of(shop, job)] == ["started", "progress", "cancelled"]
+    assert job.state is JobState.CANCELLED
+    assert events.stats().left_out == 1
 
 
 # What Celery's worker tells from its main process
@@ -441,6 +501,22 @@ def test_what_is_too_large_or_no_json_is_left_out_of_the_event(
     assert not any("meta" in data or "result" in data for _, data in told)
     assert events.stats()[:3] == (3, 2, 0)
     assert "what the task 7 of work says of itself is left out" in caplog.text
+
+
+def test_a_failure_is_told_although_its_exception_cannot_be_put_into_words(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Speechless(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    to_be_told = TaskEvent("failed", "7", "work", "FAILURE", exception=Speechless())
+    events = shop.publish(include=["message"])
+    events._publish("tasks", to_be_told)
+    assert shop.events() == [
+        ("failed", {"task": "7", "name": "work", "state": "FAILURE", "error": "Speechless"}),
+    ]
+    assert "no words" in caplog.text
 
 
 def test_a_bad_key_is_logged_and_the_task_goes_on(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:

@@ -639,6 +639,21 @@ def test_a_report_is_told_of_by_the_task_that_makes_it(tmp_path: Path) -> None:
     assert app.test_client().post("/reports").status_code == 202
 
 
+def test_a_film_is_a_job_that_its_task_ends() -> None:
+    page = Page("docs/progress.rst")
+    client = page["cinema"].test_client()
+    film = client.post("/films").get_json()["film"]
+    reader = Reader(page["cinema"], f"/films/{film}")
+    page["cut_film"].apply((2,), task_id=film)
+    events = reader.to_the_end()
+    assert [event.event for event in events if event.event] == ["started", "progress", "progress", "done"]
+    end = {"Last-Event-ID": reader.decoder.last_event_id}
+    assert client.get(f"/films/{film}", headers=end).status_code == 204
+    other = client.post("/films").get_json()["film"]
+    assert client.delete(f"/films/{other}").status_code == 204
+    assert [event.event for event in Reader(page["cinema"], f"/films/{other}").to_the_end()][-1] == "cancelled"
+
+
 def test_an_order_is_told_of_once_it_is_stored(capsys: pytest.CaptureFixture[str]) -> None:
     page = Page("docs/sqlalchemy.rst")
     app, db = page["app"], page["db"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from flask import Flask, Response, session
 from flask.typing import ResponseReturnValue
+from sqlalchemy.orm import Session
 from typing_extensions import assert_type
 
 import flask_sse_stream
@@ -28,6 +29,7 @@ from flask_sse_stream import (
     StreamsFull,
 )
 from flask_sse_stream.brokers.base import Broker, BrokerStats, Deliver, Idle, Position, never_idle
+from flask_sse_stream.celery import publish_task_events
 from flask_sse_stream.event import Message
 from flask_sse_stream.extension import (
     EventStreamResponse,
@@ -37,6 +39,7 @@ from flask_sse_stream.extension import (
     stream_opened,
 )
 from flask_sse_stream.pools import Stats
+from flask_sse_stream.sqlalchemy import after_commit_stats, publish_after_commit, publish_all_after_commit
 from flask_sse_stream.wsgi import Source, SSEMiddleware, last_event_id, respond
 
 # Registering
@@ -270,3 +273,18 @@ for letter in sse.progress("abc", key="import", total=3, event="row", interval=1
     assert_type(letter, str)
 for number in Publisher("sqlite:///sse.db").progress([1, 2], key="import"):
     assert_type(number, int)
+
+# Tasks and transactions
+
+
+def tasks_and_transactions(celery: object, session: Session) -> None:
+    events = publish_task_events(celery, sse, tasks=["reports.*"], to=lambda task: task.task_id, include=["result"])
+    publish_task_events(celery, "sqlite:///sse.db", to=lambda task: sse.job(task.task_id))
+    assert_type(events.stats().published, int)
+    publish_after_commit(sse, session, "news", {"title": "hi"}, event="headline", on_error=lost)
+    publish_all_after_commit(Publisher("sqlite:///sse.db"), session, event="refresh")
+    publish_after_commit(app, session, "news", "x")  # type: ignore[arg-type]
+    assert_type(after_commit_stats().failed, int)
+
+
+def lost(error: Exception, key: str | None, event: Event) -> None: ...

@@ -17,7 +17,7 @@ import gevent
 from flask import Flask, Response, abort, render_template, request
 from gevent.pywsgi import WSGIServer
 from kombu.exceptions import OperationalError
-from tasks import SSE_BROKER_URL, count_names, key_of
+from tasks import SSE_BROKER_URL, count_names
 
 from flask_sse_stream import SSE, BrokerError
 
@@ -25,7 +25,7 @@ app = Flask(__name__)
 sse = SSE(
     app,
     broker_url=SSE_BROKER_URL,
-    public_keys=[key_of("*")],  # whoever knows a task's id, which nobody can guess, may watch it
+    public_keys=["task-*"],  # whoever knows a task's id, which nobody can guess, may watch it
     join_history=1,  # a page that comes late gets the latest event, which has all of the task's state
 )
 
@@ -46,7 +46,7 @@ def start() -> tuple[dict[str, str], int]:
     task_id = str(uuid.uuid4())
     try:
         # Before the task is sent, or a quick worker would be heard first.
-        sse.publish(key_of(task_id), {"task": task_id, "letters": letters}, event="waiting")
+        sse.publish(f"task-{task_id}", {"task": task_id, "kwargs": {"letters": letters}}, event="waiting")
         count_names.apply_async(kwargs={"letters": letters}, task_id=task_id)
     except (BrokerError, OperationalError):
         app.logger.exception("a task could not be started")

@@ -9,7 +9,7 @@ const cards = new Map(); // the element of each task, by its id
 let source = null;
 
 const number = (value) => value.toLocaleString("en");
-const over = (card) => ["done", "failed"].includes(card.dataset.state);
+const over = (card) => ["succeeded", "failed", "revoked"].includes(card.dataset.state);
 
 // What is said aloud by a screen reader.
 function say(text) {
@@ -37,33 +37,33 @@ function add(task) {
 
 // Each event has all of the state, so it does not matter which ones were seen before, or whether one comes again.
 function show(event) {
-  const state = JSON.parse(event.data);
-  const card = cards.get(state.task);
+  const data = JSON.parse(event.data);
+  const card = cards.get(data.task);
   if (!card) return;
-  const quarter = (value) => Math.floor((4 * value) / state.of);
+  const { letters } = data.kwargs;
   const bar = $("progress", card);
-  const title = `Names of at least ${number(state.letters)} ${state.letters === 1 ? "letter" : "letters"}`;
   const before = card.dataset.state;
+  const title = `Names of at least ${number(letters)} ${letters === 1 ? "letter" : "letters"}`;
+  const { done, of } = event.type === "succeeded" ? { done: data.result.of, of: data.result.of } : (data.meta ?? {});
   card.dataset.state = event.type;
   $("h2", card).textContent = title;
 
-  let text;
-  if (event.type === "waiting") {
-    text = "Waiting for a worker";
-  } else if (event.type === "failed") {
-    text = `Failed: ${state.why}`;
-  } else {
-    text = `${number(state.done)} of ${number(state.of)} files`;
-    if (event.type === "done") text = `Done: ${text}`;
-  }
+  const text = {
+    waiting: () => "Waiting for a worker",
+    started: () => "A worker has begun",
+    progress: () => `${number(done)} of ${number(of)} files`,
+    succeeded: () => `Done: ${number(done)} of ${number(of)} files`,
+    failed: () => `Failed: ${data.error}`,
+    revoked: () => "Stopped",
+  }[event.type]();
   $(".state", card).textContent = text;
-  const further = quarter(state.done) > quarter(bar.value);
+  const further = Math.floor((4 * done) / of) > Math.floor((4 * bar.value) / bar.max);
   if (event.type === "progress" ? further || before === "unknown" : event.type !== before) say(`${title}: ${text}`);
-  if (state.of) {
-    bar.max = state.of;
-    bar.value = state.done;
+  if (of) {
+    bar.max = of;
+    bar.value = done;
   }
-  if (event.type === "done") showNames($("ol", card), state.names);
+  if (event.type === "succeeded") showNames($("ol", card), data.result.names);
   if ([...cards.values()].every(over)) source.close(); // nothing will come any more
 }
 
@@ -88,7 +88,7 @@ function listen() {
   source?.close();
   if (!cards.size) return;
   source = new EventSource("/stream?" + new URLSearchParams([...cards.keys()].map((task) => ["connectKey", "task-" + task])));
-  for (const type of ["waiting", "started", "progress", "done", "failed"]) source.addEventListener(type, show);
+  for (const type of ["waiting", "started", "progress", "succeeded", "failed", "revoked"]) source.addEventListener(type, show);
   source.addEventListener("stream-reset", listen); // away for too long: begin anew, with the latest
   source.addEventListener("open", () => complain(""));
   source.addEventListener("error", (event) => {
