@@ -92,7 +92,7 @@ class Reader:
             self._decoder = EventDecoder()
         while data := self._stream.take():
             events = self._decoder.feed(data)
-            self.times += [time.monotonic()] * len(events)
+            self.times += [time.monotonic()] * len(events)  # before the events: who looks meanwhile has all their times
             self.events += events
             self.cursor = self._decoder.last_event_id or self.cursor
         if data is None:
@@ -115,11 +115,13 @@ class Reader:
         epoch, seq = place(book.id(text))
         if text in self.texts:
             return True
-        for index, event in enumerate(self.events):
+        for index, (event, told) in enumerate(zip(self.events, self.times, strict=False)):
             if event.event == "stream-reset" and place(str(event.id))[0] == epoch:
                 after = self.events[index + 1 : index + 2]
                 # The id of one that tells of a gap is that of the last event before the gap.
-                if is_gap(event) and (not after or place(str(after[0].id))[1] > seq):
+                # And what was published after it was told is still to come.
+                is_late = told > book.begun[text]
+                if is_gap(event) and is_late and (not after or place(str(after[0].id))[1] > seq):
                     return True
                 if not is_gap(event) and place(str(event.id))[1] >= seq:
                     return True
