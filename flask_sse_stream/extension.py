@@ -59,6 +59,8 @@ __all__ = [
 ]
 
 _NAME: Final = "sse_stream"
+OWNER: Final = "sse_stream_owner"
+"""Where ``app.extensions`` has the :class:`SSE` of an app, beside its pool manager."""
 _UNSET: Final[Any] = object()
 
 P = ParamSpec("P")
@@ -220,7 +222,7 @@ class SSE:
                 f"the app {app.import_name!r} has an SSE extension already: use that one, "
                 "or give a second one an app of its own"
             )
-        settings = Settings.from_mapping(app.config, **self._options)
+        settings = self._read_settings(app)
         manager = PoolManager(settings, dumps=functools.partial(_dumps, app))
         tickets = Tickets(settings, functools.partial(_secrets, weakref.ref(app)))
         if settings.path is not None:
@@ -229,7 +231,7 @@ class SSE:
             app.add_url_rule(
                 settings.path,
                 endpoint=_NAME,
-                view_func=functools.partial(self._endpoint, manager, tickets),
+                view_func=functools.partial(self._endpoint, manager),
                 methods=["GET", "OPTIONS"],
                 provide_automatic_options=False,
             )
@@ -242,8 +244,12 @@ class SSE:
             handle_sigterm()
         _wire_signals(weakref.ref(app), manager)
         app.extensions[_NAME] = manager
+        app.extensions[OWNER] = self
         self._tickets[manager] = tickets
         self._managers.append(weakref.ref(manager))
+
+    def _read_settings(self, app: Flask) -> Settings:
+        return Settings.from_mapping(app.config, **self._options)
 
     @property
     def manager(self) -> PoolManager:
@@ -436,16 +442,21 @@ class SSE:
         """
         self.manager.revoke(user=user, key=key)
 
-    def _endpoint(self, manager: PoolManager, tickets: Tickets) -> ResponseReturnValue:
+    def _endpoint(self, manager: PoolManager) -> ResponseReturnValue:
         settings = manager.settings
         if request.method == "OPTIONS":
             response = Response(status=204, headers=preflight_headers(settings, request.environ))
             response.allow.update(["GET", "HEAD", "OPTIONS"])
             return response
+        return self._answer(manager, _query().getlist(settings.key_param))
+
+    def _answer(self, manager: PoolManager, asked: list[str]) -> ResponseReturnValue:
+        """Answer the current request, which asks for the keys ``asked``, as the endpoint does. For other endpoints."""
+        settings, tickets = manager.settings, self._tickets[manager]
         if last_event_id(request.environ) == END_ID:
             return EventStreamResponse(manager)
         try:
-            keys, ticket = self._admit(manager, tickets)
+            keys, ticket = self._admit(manager, tickets, asked)
         except AccessDenied as error:
             _add_cors(settings)
             refusal = _DENIED[error.status](str(error))
@@ -461,10 +472,9 @@ class SSE:
             raise
         return EventStreamResponse(manager, keys=keys, ticket=ticket)
 
-    def _admit(self, manager: PoolManager, tickets: Tickets) -> tuple[tuple[str, ...], Ticket | None]:
+    def _admit(self, manager: PoolManager, tickets: Tickets, asked: list[str]) -> tuple[tuple[str, ...], Ticket | None]:
         """Give what the current request listens to, and what it was let in with."""
         settings = manager.settings
-        asked = _query().getlist(settings.key_param)
         ticket: Ticket | None = None
         if settings.tickets:
             text = bearer(request.environ) or _query().get(settings.ticket_param)

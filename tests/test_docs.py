@@ -713,6 +713,33 @@ def test_the_migration_pages_view_is_a_stream_only_where_it_was_asked_for_one() 
     assert len(Reader(app, "/progress?stream").to_the_end()) == 3
 
 
+def test_the_app_that_was_moved_from_flask_sse_greets() -> None:
+    app = Page("docs/migrating.rst")["greeting"]
+    reader = Reader(app, "/stream?channel=users.social")
+    assert app.test_client().post("/hello").status_code == 204
+    assert said(reader.take(1)) == [("greeting", '{"message": "Hello!"}')]
+    reader.close()
+
+
+def test_the_app_that_was_moved_from_flask_socketio_tells_a_room_and_everybody() -> None:
+    app = Page("docs/migrating.rst")["market"]
+    reader, other = Reader(app, "/stream?connectKey=ABC"), Reader(app, "/stream?connectKey=XYZ&connectKey=secret")
+    assert app.test_client().post("/orders/ABC", json={"pieces": 7}).status_code == 204
+    assert said(reader.take(2)) == [("order", '{"pieces": 7}'), ("volume", '{"orders": 1}')]
+    assert said(other.take(1)) == [("volume", '{"orders": 1}')]
+    for each in (reader, other):
+        each.close()
+
+
+def test_the_generator_that_was_written_by_hand_has_become_two_lines() -> None:
+    page = Page("docs/migrating.rst")
+    reader = Reader(page["from_now_on"], "/events")
+    page["announce"]("two\nlines")
+    assert said(reader.take(1)) == [(None, "two\nlines")]
+    reader.close()
+    assert said(Reader(page["from_now_on"], "/countdown").to_the_end())[:1] == [(None, '{"left": 3}')]
+
+
 def test_what_flask_sse_publishes_is_bridged(redis: RedisServer) -> None:
     app = Page("docs/migrating.rst")["moved"]
     reader = Reader(app, "/stream?channel=users&channel=sse")

@@ -37,18 +37,19 @@ LAYERS: list[set[str]] = [
     {"tickets"},
     {"shortcut", "client", "celery", "sqlalchemy"},
     {"extension", "testing"},
+    {"compat.flask_sse"},
     {"cli"},
     {""},
 ]
 RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
-PACKAGES = {"brokers", "transports"}  # hold nothing but their docstring
+PACKAGES = {"brokers", "transports", "compat"}  # hold nothing but their docstring
 
 # Where a package that the core can do without may be imported.
 ONLY_IN = {
     "gevent": {"transports.gevent"},
     "greenlet": {"transports.gevent"},
-    "redis": {"brokers.redis_errors", "brokers.redis_link"},
-    "flask": {"shortcut", "client", "extension", "testing", "cli"},
+    "redis": {"brokers.redis_errors", "brokers.redis_link", "compat.flask_sse"},
+    "flask": {"shortcut", "client", "extension", "testing", "compat.flask_sse", "cli"},
     "werkzeug": {"extension", "testing", "cli"},
     "blinker": {"extension", "testing"},
     "click": {"cli"},
