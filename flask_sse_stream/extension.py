@@ -27,6 +27,7 @@ from .bridge import Bridge, Target
 from .client import add_client, url_for_client
 from .errors import AccessDenied, BrokerError, SettingsError
 from .event import END_ID, Event
+from .health import Health, health
 from .jobs import Job
 from .leaving import handle_sigterm
 from .pools import PoolManager, Stats
@@ -369,6 +370,10 @@ class SSE:
     def stats(self) -> Stats:
         """The numbers of this process at this moment."""
         return self.manager.stats()
+
+    def health(self) -> Health:
+        """Say whether this process is ready: its broker answers, and it is not about to stop. See :mod:`.health`."""
+        return health(self.manager)
 
     def drain(self, timeout: float | None = None) -> int:
         """End every stream of this process, each to come back at its own time; see :meth:`PoolManager.drain`."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 from .access import CONTROL_KEY
 from .brokers.base import Delivery, Gap, History, Life
+from .counts import RESETS, Counts
 from .event import Event, Message
 from .keys import is_job, shown
 from .listeners import Listeners
@@ -29,6 +30,8 @@ class Intake:
 
     ``wake``
         is called when there is something for the flusher.
+    ``counts``
+        what is counted.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Intake:
         rounds: Rounds,
         revocations: Revocations,
         wake: Callable[[], object],
+        counts: Counts,
     ) -> None:
         self._lock = lock
         self._windows = windows
@@ -47,7 +51,7 @@ class Intake:
         self._revocations = revocations
         self._wake = wake
         self._inbox: deque[Delivery] = deque()
-        self.reset_count = 0
+        self._counts = counts
 
     def deliver(self, delivery: Delivery) -> None:
         """Take the next message of the log. For the broker; never waits, never raises."""
@@ -149,7 +153,7 @@ class Intake:
 
     def reset(self, reason: str, keys: Iterable[str], place: int | None = None) -> bytes:
         """Make the frame that tells a client to load the state of ``keys`` anew, and where it goes on: at the head."""
-        self.reset_count += 1
+        self._counts.cells[RESETS] += 1
         place = self._windows.head if place is None else place
         data = json.dumps({"reason": reason, "keys": [shown(key) for key in keys]}, ensure_ascii=False)
         return Event(data, event="stream-reset", id=f"{self._windows.epoch}-{place}").encode()

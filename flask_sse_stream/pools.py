@@ -26,12 +26,30 @@ import random
 import secrets
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 from .access import CONTROL_KEY, Revocation, Ticket, mark_names, now, user_name
 from .brokers.base import Broker, Delivery, Life, broker_from_url
+from .counts import (
+    BROKER_GAPS,
+    BROKER_RECONNECTS,
+    BROKER_SKIPPED,
+    BROKER_UP,
+    BYTES,
+    CLOSED,
+    DELIVERED,
+    DRAINING,
+    DROPPED,
+    KEYS,
+    OPENED,
+    OUTBOX,
+    PUBLISHED,
+    REFUSED,
+    REPLAYED,
+    RESETS,
+    Counts,
+)
 from .errors import AccessDenied, BrokerError, EventError, StreamsFull
 from .event import END_ID, Event, Message, encode_json, retry_block, to_text
 from .intake import Intake
@@ -57,6 +75,7 @@ _OUTBOX_LIMIT: Final = 256  # a publisher that is so far ahead gives the flusher
 _TURN_SECONDS: Final = 0.1  # and goes on if nothing moves: a flusher that hangs must not hang publishers
 _DRAIN_GRACE: Final = 1.0  # for servers to see that clients were cut off
 _DRAIN_POLL: Final = 0.01
+_CLOSED: Final = {reason: CLOSED + place for place, reason in enumerate(CloseReason)}
 _REVOKED: Final = "the right to this stream was revoked"
 
 
@@ -91,6 +110,7 @@ class PoolManager:
         self._retry = retry_block(retry) if retry is not None else b""
         self.starting: list[Callable[[], object]] = []  # called with the first stream of a process
         self.stopping: list[Callable[[], object]] = []  # called by shutdown()
+        self.begun: list[Callable[[], object]] = []  # called in a forked child, where all counts begin anew
         self._begin()
         _managers.add(self)
 
@@ -103,18 +123,25 @@ class PoolManager:
         jobs = Kept(self.settings.job_events, self.settings.job_ttl, whole=True)
         self._windows = Windows(size, ttl, fetched=self._broker.remembers, jobs=jobs)
         self._listeners = Listeners()
-        self._rounds = Rounds(self.settings, self.lock, self._listeners.of, self._tell_dropped)
+        self.counts = Counts()
+        self._rounds = Rounds(self.settings, self.lock, self._listeners.of, self._tell_dropped, self.counts)
         self._revocations = Revocations(self._rounds, lambda: self._jittered_retry(0.5, 1.5))
         self._intake = Intake(
-            self.lock, self._windows, self._listeners, self._rounds, self._revocations, self._wake_flusher
+            self.lock,
+            self._windows,
+            self._listeners,
+            self._rounds,
+            self._revocations,
+            self._wake_flusher,
+            self.counts,
         )
         self._flusher: Flusher | None = None
         self._flusher_lock = Lock(lambda: None)
         self._warned = False
         self._holder = secrets.token_hex(8)
         self._leases: set[str] = set()
-        self._opened = self._refused = self._published = self._replayed = 0
-        self._closed: Counter[str] = Counter()
+        for call in self.begun:
+            call()
 
     @property
     def reaches_other_processes(self) -> bool:
@@ -186,7 +213,7 @@ class PoolManager:
         if self.hooks.published is not None:
             self.hooks.published(key, value)
         identifier = self._outside(lambda: self._broker.publish(key, body, once))
-        self._published += 1
+        self.counts.cells[PUBLISHED] += 1
         if len(self._rounds.outbox) > _OUTBOX_LIMIT:
             self._give_turn()
         return identifier
@@ -429,7 +456,7 @@ class PoolManager:
                 if self.count(key) >= per_key:
                     full = StreamsFull(per_key, key)
         if full is not None:
-            self._refused += 1
+            self.counts.cells[REFUSED] += 1
             raise full
 
     def _register(self, stream: Stream, transport: Transport) -> None:
@@ -440,7 +467,7 @@ class PoolManager:
         self._listeners.add(stream)
         for key in stream.keys:
             self._windows.touch(key, now)
-        self._opened += 1
+        self.counts.cells[OPENED] += 1
 
     def _start_flusher(self, runtime: Runtime, *, ends: bool = False) -> None:
         first: list[Callable[[], object]] = []
@@ -488,7 +515,7 @@ class PoolManager:
         replay = windows.replay(keys, last_event_id, now)
         if replay.reset is not None:
             return [self._intake.reset(replay.reset, replay.keys)]
-        self._replayed += len(replay.messages)
+        self.counts.cells[REPLAYED] += len(replay.messages)
         return [message.frame for message in replay.messages]
 
     def _frames_of_job(self, key: str, last_event_id: str | None, now: float) -> list[bytes]:
@@ -509,7 +536,7 @@ class PoolManager:
         over = bool(messages) and messages[-1].last
         if over and not found:
             found = messages[-1:]  # whatever it claims to have, it does not know of the end
-        self._replayed += len(found)
+        self.counts.cells[REPLAYED] += len(found)
         frames += [message.frame for message in found]
         if not over:
             # One that is cut off before the next event misses nothing. After an end, the id is the end's.
@@ -521,7 +548,7 @@ class PoolManager:
         if not self._rounds.leave(stream, reason):
             return False  # its response never began
         self._listeners.discard(stream)
-        self._closed[reason.value] += 1
+        self.counts.cells[_CLOSED[reason]] += 1
         now = time.monotonic()
         for key in stream.keys:
             self._windows.touch(key, now)
@@ -669,22 +696,45 @@ class PoolManager:
     def stats(self) -> Stats:
         """The numbers of this process at this moment."""
         with self.lock:
+            cells = self.counts.cells
             return Stats(
                 streams=len(self._rounds.streams),
                 keys=len(self._listeners),
                 windows=len(self._windows),
                 outbox=len(self._rounds.outbox),
                 draining=self._rounds.drain.deadline is not None,
-                opened=self._opened,
-                closed=dict(self._closed),
-                refused=self._refused,
-                published=self._published,
-                offered=self._rounds.offered_count,
-                dropped=self._rounds.dropped_count,
-                replayed=self._replayed,
-                resets=self._intake.reset_count,
+                opened=cells[OPENED],
+                closed={reason.value: cells[cell] for reason, cell in _CLOSED.items() if cells[cell]},
+                refused=cells[REFUSED],
+                published=cells[PUBLISHED],
+                offered=cells[DELIVERED],
+                dropped=cells[DROPPED],
+                replayed=cells[REPLAYED],
+                resets=cells[RESETS],
+                sent_bytes=cells[BYTES],
                 broker=self._broker.stats(),
             )
+
+    def sample(self) -> None:
+        """Note in ``counts`` how things are at this moment, for whoever reads them."""
+        with self.lock:
+            streams = list(self._rounds.streams)
+            keys, outbox = len(self._listeners), len(self._rounds.outbox)
+        broker = self._broker.stats()
+        state = {
+            KEYS: keys,
+            OUTBOX: outbox,
+            DRAINING: int(self._rounds.drain.deadline is not None),
+            BROKER_UP: int(broker.up),
+            BROKER_RECONNECTS: broker.reconnects,
+            BROKER_GAPS: broker.gaps,
+            BROKER_SKIPPED: broker.skipped,
+        }
+        self.counts.sample(state.items(), [stream.waiting for stream in streams])
+
+    def reach_broker(self) -> None:
+        """Ask the store for next to nothing. Raises :class:`BrokerError` within ``SSE_BROKER_TIMEOUT``."""
+        self._outside(lambda: self._broker.marked(["reachable"]))
 
     def shutdown(self) -> None:
         """End every stream, the flusher and the broker. The manager is of no further use."""

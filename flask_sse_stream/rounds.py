@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from .access import expiry_notice
+from .counts import BYTES, DELIVERED, DROPPED, FLUSH, LAG, Counts
 from .draining import Drain
 from .event import PING, Message, chunk
 from .settings import Settings
@@ -53,6 +54,8 @@ class Rounds:
         gives the streams that a message of a key is for; called under the lock.
     ``tell_dropped``
         is told what an overflow policy dropped, outside the lock.
+    ``counts``
+        what is counted.
     """
 
     def __init__(
@@ -61,16 +64,16 @@ class Rounds:
         lock: Lock,
         listeners: Callable[[str | None], tuple[Stream, ...]],
         tell_dropped: Callable[[Stream, int], object],
+        counts: Counts,
     ) -> None:
         self._settings = settings
+        self._counts = counts
         self._lock = lock
         self._listeners = listeners
         self._tell_dropped = tell_dropped
         self.streams: dict[Stream, None] = {}
         self.outbox: deque[Message] = deque()
         self.drain = Drain(settings, lock, self.streams, self._last_waiting, self._is_offered)
-        self.offered_count = 0
-        self.dropped_count = 0
         self._life = 0  # counts the lives of the log
         self._to_wake: deque[Stream] = deque()
         self._to_close: deque[tuple[Stream, CloseReason, bytes]] = deque()
@@ -123,7 +126,7 @@ class Rounds:
 
     def dropped(self, stream: Stream, count: int) -> None:
         """Count what was dropped, and tell of it later."""
-        self.dropped_count += count
+        self._counts.cells[DROPPED] += count
         self._drops[stream] = self._drops.get(stream, 0) + count
 
     # What anybody calls, from anywhere
@@ -147,17 +150,18 @@ class Rounds:
 
         For the flusher alone. 0 means that there is more to do, after others had their turn.
         """
-        deadline = time.monotonic() + _SLICE_SECONDS
+        begun = time.monotonic()
         if self._round is None:
             self._round = self._make_a_round()
         try:
             for pause in self._round:
-                if pause:
+                took = time.monotonic() - begun
+                if pause or took >= _SLICE_SECONDS:
+                    FLUSH.add(self._counts.cells, took)
                     return pause
-                if time.monotonic() >= deadline:
-                    return 0.0
         except Exception:
             logger.exception("the flusher failed in a round and goes on with the next")
+        FLUSH.add(self._counts.cells, time.monotonic() - begun)
         self._round = None
         return 0.0 if self.outbox else self._next_due()
 
@@ -192,7 +196,7 @@ class Rounds:
             with self._lock:
                 streams = self._listeners(message.key)
             for start in range(0, len(streams), _SLICE_STREAMS):
-                now = time.monotonic()
+                now, offered = time.monotonic(), 0
                 pushes: defaultdict[Pusher, list[Stream]] = defaultdict(list)
                 with self._lock:
                     if life != self._life:
@@ -208,16 +212,21 @@ class Rounds:
                         else:
                             continue
                         stream.last_active = now
-                        self.offered_count += 1
+                        offered += 1
                         if message.last:
                             self.close_soon(stream, CloseReason.ENDED)
                 for pusher, at_once in pushes.items():
                     left = pusher.push(at_once, message.chunk)
+                    self._counts.cells[BYTES] += (len(at_once) - len(left)) * len(message.frame)
                     if left:
                         touched.update(dict.fromkeys(self._put_back(message, left, life)))
+                self._counts.cells[DELIVERED] += offered
                 yield 0.0
         self._to_wake.extend(touched)
         yield from self._wake()
+        now = time.monotonic()
+        for message in batch:
+            LAG.add(self._counts.cells, max(0.0, now - message.created))
         if self.outbox:
             # Threads that write need the interpreter's lock; without a rest they would overflow, not being slow.
             # All are asked each time, so that those whose transports do not come lose patience together.
@@ -291,6 +300,7 @@ class Rounds:
                     heapq.heapreplace(self._silences, (due, number, reference))
             for pusher, streams in pushes.items():
                 left = pusher.push(streams, _PING_CHUNK)
+                self._counts.cells[BYTES] += (len(streams) - len(left)) * len(PING)
                 with self._lock:
                     self._to_wake.extend(stream for stream in left if stream.put_ping())
             yield 0.0

@@ -30,6 +30,7 @@ class Stats:
     dropped: int
     replayed: int
     resets: int
+    sent_bytes: int  #: of the event stream format, into sockets and to servers
 
     broker: BrokerStats
 

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Final, Protocol
 
 from .access import Ticket
+from .counts import BYTES, Counts
 from .errors import EventError, StreamClosed
 from .event import END_ID, PING, Event, Message, to_text
 from .overflow import Hole, HoledQueue, Item, Policies, conflate, drop, drop_oldest
@@ -119,6 +120,7 @@ class StreamOwner(Protocol):
     settings: Settings
     policies: Policies
     lock: Lock
+    counts: Counts
 
     def dumps(self, value: Any) -> str:
         """Express a value as JSON."""
@@ -196,6 +198,15 @@ class Stream:
     def waiting(self) -> int:
         """How many frames wait for the client."""
         return len(self._queue)
+
+    @property
+    def lag(self) -> float:
+        """For how many seconds the oldest event has waited for the client to read; 0.0 where none does."""
+        since = self.writing_since  # what its socket has no room for is in no queue any more
+        if not since and self._queue:
+            ages = (item.created for item in self._queue if type(item) is Message)
+            since = next(ages, 0.0) or self.last_active
+        return max(0.0, time.monotonic() - since) if since else 0.0
 
     def send(
         self, data: Any = None, *, event: str | None = None, id: str | int | None = None, retry: int | None = None
@@ -452,6 +463,7 @@ class Stream:
                     break
                 frames.append(frame)
                 size += len(frame)
+            self._owner.counts.cells[BYTES] += size
             counted = frames[self._uncounted :] if self._uncounted else frames
             self._bytes -= sum(map(len, counted))
             self._uncounted -= len(frames) - len(counted)

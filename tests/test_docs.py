@@ -25,6 +25,7 @@ from werkzeug.test import Client
 
 import flask_sse_stream
 from flask_sse_stream import Event, EventDecoder, EventError, PoolManager, Publisher, Settings
+from flask_sse_stream.metrics import NAMES
 from flask_sse_stream.tickets import Tickets
 from flask_sse_stream.wsgi import SSEMiddleware
 
@@ -783,3 +784,25 @@ def test_each_hostile_case_names_what_happens_and_tests_that_there_are() -> None
         assert len(names) == row.count("``tests/"), row
         for path, name in names:
             assert name in defined_by(ROOT / path), f"{path} has no {name}"
+
+
+def test_the_readiness_view_answers_503_once_the_process_is_about_to_stop() -> None:
+    page = Page("docs/tools.rst")
+    client = page["app"].test_client()
+    assert (client.get("/ready").status_code, client.get("/ready").json) == (200, {"reasons": []})
+    page["sse"].manager.begin_drain()
+    answer = client.get("/ready")
+    assert (answer.status_code, len(answer.json["reasons"])) == (503, 1)
+
+
+def test_the_metrics_view_has_the_metrics_and_the_page_names_each_with_its_kind() -> None:
+    page = Page("docs/tools.rst")
+    page["sse"].publish("news", "x")
+    text = page["app"].test_client().get("/metrics").get_data(as_text=True)
+    assert "flask_sse_events_published_total 1.0" in text
+    rows = re.findall(
+        r"^    \* - ``(\w+)``\n      - (\w+).*\n      - (.+)\n", (DOCS / "tools.rst").read_text(), re.MULTILINE
+    )
+    assert {name: meaning for name, _, meaning in rows} == NAMES
+    for name, kind, _ in rows:
+        assert f"# TYPE {name} {kind}\n" in text

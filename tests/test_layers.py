@@ -16,7 +16,7 @@ PACKAGE = Path(flask_sse_stream.__file__).parent
 # Each row may import the rows above it; modules of one row do not import each other.
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"keys"},
+    {"keys", "counts"},
     {"event", "settings"},
     {"access"},
     {"window", "overflow", "transports.base", "brokers.base"},
@@ -33,7 +33,7 @@ LAYERS: list[set[str]] = [
     {"transports.iterator", "transports.gevent", "transports.servers", "transports.threads"},
     {"transports.reactor", "keeper"},
     {"jobs"},
-    {"wsgi", "publisher", "bridge", "metrics"},
+    {"wsgi", "publisher", "bridge", "metrics", "health"},
     {"tickets"},
     {"shortcut", "client", "celery", "sqlalchemy"},
     {"extension", "testing"},
@@ -56,6 +56,7 @@ ONLY_IN = {
     "celery": {"celery"},
     "sqlalchemy": {"sqlalchemy"},
     "itsdangerous": {"tickets"},
+    "prometheus_client": {"metrics"},
 }
 
 
