@@ -324,19 +324,23 @@ class SSE:
         """Let this process have ``name`` for so long, unless another one has it. See :meth:`PoolManager.lease`."""
         return self.manager.lease(name, seconds)
 
-    def job(self, id: str | None = None, *, ttl: float | None = None) -> StreamedJob:
+    def job(
+        self, id: str | None = None, *, ttl: float | None = None, stop_when_unread: float | None = None
+    ) -> StreamedJob:
         """Give the job with this id; without one, a new job that can be read from now on, with an id of its own.
 
         ``ttl``
             seconds that it is kept after its last event, at most ``SSE_JOB_TTL``, which is the default.
+        ``stop_when_unread``
+            seconds after which what this call's job starts is cancelled if nobody reads it; ``None``: it goes on.
 
         See :class:`~flask_sse_stream.Job`. Raises :class:`BrokerError` without an id, and :class:`ValueError` for a bad
-        ``ttl``.
+        ``ttl`` or ``stop_when_unread``.
         """
         manager = self.manager
         if id is not None:
-            return StreamedJob(manager, id, ttl)
-        job = StreamedJob(manager, secrets.token_urlsafe(16), ttl)
+            return StreamedJob(manager, id, ttl, stop_when_unread)
+        job = StreamedJob(manager, secrets.token_urlsafe(16), ttl, stop_when_unread)
         job.open()
         return job
 
@@ -510,6 +514,7 @@ class SSE:
         *,
         close_event: str | None = _UNSET,
         headers: Mapping[str, str] | None = None,
+        heartbeats: bool = True,
     ) -> EventStreamResponse:
         """Give the response that answers the current request with a stream of its own.
 
@@ -522,6 +527,8 @@ class SSE:
             the name of the last event; ``SSE_CLOSE_EVENT`` if left out; ``None``: none is fired.
         ``headers``
             of the response.
+        ``heartbeats``
+            without them there is no comment in the stream, for clients that cannot read one.
 
         Raises :class:`werkzeug.exceptions.NotAcceptable` (406) if the request's ``Accept`` excludes event streams or
         the parameter that ``SSE_MATCH_QUERY`` names is absent, and :class:`TypeError` for a source that is no source.
@@ -529,7 +536,9 @@ class SSE:
         manager = self.manager
         if source is not None:
             check_source(source)
-        return self._stream(manager, source, close_event, headers, manager.settings.match_query)
+        response = self._stream(manager, source, close_event, headers, manager.settings.match_query)
+        response.stream.comments = heartbeats
+        return response
 
     def _stream(
         self,

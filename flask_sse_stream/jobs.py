@@ -34,6 +34,7 @@ __all__ = ["Job", "JobState"]
 logger = logging.getLogger("flask_sse_stream")
 
 _MAX_ID: Final = 200
+_LONGEST_UNREAD: Final = 86_400
 _FAILED: Final = "failed"
 
 
@@ -48,15 +49,24 @@ class Job:
 
     Events reach readers in the order in which they were sent. The last ``SSE_JOB_EVENTS`` of them are kept, and all of
     them for ``SSE_JOB_TTL`` seconds (or ``ttl``) after the last one.
+
+    ``stop_when_unread``
+        for its producer: seconds, about, after which the job is cancelled if nobody reads it in any process; so long
+        the first reader, and one who reloads, may take. ``None``: it goes on to its end.
     """
 
-    def __init__(self, manager: PoolManager, id: str, ttl: float | None = None) -> None:
+    def __init__(
+        self, manager: PoolManager, id: str, ttl: float | None = None, stop_when_unread: float | None = None
+    ) -> None:
         if not isinstance(id, str):
             raise EventError(f"the id of a job must be text, not {type(id).__name__}")
         longest = manager.settings.job_ttl
         if ttl is not None and not 1 <= ttl <= longest:
             raise ValueError(f"a job is kept for 1 to SSE_JOB_TTL={longest:g} seconds, not {ttl!r}")
+        if stop_when_unread is not None and not 0 < stop_when_unread <= _LONGEST_UNREAD:
+            raise ValueError(f"stop_when_unread is 0 to {_LONGEST_UNREAD} seconds, or None, not {stop_when_unread!r}")
         self.id = id
+        self._unread = stop_when_unread
         self._manager = manager
         self._ttl = longest if ttl is None else ttl
         self._opened = self._known = False
@@ -222,7 +232,7 @@ class Job:
                 raise JobClosed(self.id, producer.over)
             producer.sent += 1
             if producer.sent % max(1, self._manager.settings.job_events // 2) == 0:
-                self._mark("still")  # the marks of its beginning are about to be dropped
+                self._mark("still" + self._kind())  # the marks of its beginning are about to be dropped
         elif not self._opened:
             self._check_id()
             self._mark("join")
@@ -258,7 +268,7 @@ class Job:
     def _begin(self, *, fresh: bool) -> Producer | None:
         """Take the job's lease and say that it runs; ``fresh``: only if nobody ever did, else ``None``."""
         manager = self._manager
-        producer = Producer(self.id, manager.settings.job_lease)
+        producer = Producer(self.id, manager.settings.job_lease, self._unread)
         begun = False
         closed: JobClosed | None = None
         if not manager.hold(producer.lease, producer.holder, producer.seconds):
@@ -271,7 +281,7 @@ class Job:
                 elif fresh and self.state not in (None, JobState.WAITING):
                     closed = JobClosed(self.id, JobState.RUNNING)
                 else:
-                    self._mark("run")
+                    self._mark(self._kind())
                     begun = True
             finally:
                 if not begun:
@@ -284,6 +294,9 @@ class Job:
         self._producer = producer
         Keeper.of(manager).take(producer)
         return producer
+
+    def _kind(self) -> str:
+        return "run" if self._unread is None else "heard"
 
     def _mark(self, kind: str) -> None:
         """Put a mark into the log, which says how far the job is, and for how long it is kept."""

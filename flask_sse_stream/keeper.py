@@ -35,7 +35,7 @@ SAY_SECONDS: Final = 10.0
 _TICK_SECONDS: Final = 1.0
 _STAYS_SECONDS: Final = 30.0  # in which a stream begins that was asked for
 _LOST: Final = "interrupted"
-_MARK: Final = re.compile(re.escape(JOB_MARK) + r"(wait|run|join|still)\.([0-9]{1,10})\.[0-9a-f]{12}\Z")
+_MARK: Final = re.compile(re.escape(JOB_MARK) + r"(wait|join|(?:still)?(?:run|heard))\.([0-9]{1,10})\.[0-9a-f]{12}\Z")
 
 
 class JobState(str, Enum):
@@ -54,12 +54,18 @@ class JobState(str, Enum):
 class Producer:
     """What works on a job in this process.
 
+    ``unread``
+        for how many seconds it goes on while nobody reads; ``None``: to its end.
+    ``read``
+        the monotonic time when somebody read the job last.
     ``over``
         how the job ended, once that is known here.
     """
 
-    def __init__(self, id: str, seconds: float) -> None:
+    def __init__(self, id: str, seconds: float, unread: float | None) -> None:
         self.id = id
+        self.unread = unread
+        self.read = time.monotonic()
         self.lease = _work_lease(id)
         self.holder = secrets.token_hex(8)
         self.seconds = seconds
@@ -95,6 +101,7 @@ class Keeper:
         self._lock = threading.Lock()
         self._producers: dict[str, Producer] = {}
         self._looked: dict[str, float] = {}
+        self._heard: set[str] = set()  # jobs that are to know whether they are read
         self._keeper: Waiter | None = None
         self._stopped = False
         stop = weakref.WeakMethod(self.stop)
@@ -185,6 +192,13 @@ class Keeper:
             self.let_go(producer, JobState.CANCELLED)
             return
         now = time.monotonic()
+        if producer.unread is not None:
+            if manager.count(JobKey.of(producer.id)) or not manager.hold(_read_lease(producer.id), producer.holder, 0):
+                producer.read = now
+            elif now - producer.read > producer.unread:
+                logger.info("the job %r is cancelled: nobody reads it", producer.id)
+                end_job(manager, producer.id, JobState.CANCELLED, "")
+                return
         if now - producer.renewed < producer.seconds / 3:
             return
         if manager.hold(producer.lease, producer.holder, producer.seconds):
@@ -199,6 +213,10 @@ class Keeper:
         keys = {shown(key) for key in manager.keys() if is_job(key)}  # noqa: SIM118  it is no mapping
         for id in [id for id in self._looked if id not in keys]:
             del self._looked[id]
+        self._heard &= keys
+        for id in self._heard:
+            # By one name for the readers of all processes: any of them may hold it for longer.
+            manager.hold(_read_lease(id), "readers", 3 * _TICK_SECONDS)
         for id in keys:
             if now - self._looked.get(id, -every) < every:
                 continue
@@ -208,6 +226,8 @@ class Keeper:
 
     def _check(self, manager: PoolManager, id: str) -> None:
         messages = manager.look(JobKey.of(id))
+        if any((mark := _mark_of(message)) is not None and mark[1].endswith("heard") for message in messages):
+            self._heard.add(id)
         # One that is over has been told, and one that waits has no producer that could have gone.
         if state_of(messages, manager.settings.job_ttl) is not JobState.RUNNING or not _was_begun(messages):
             return
@@ -269,7 +289,7 @@ def state_of(messages: Sequence[Message], longest: float) -> JobState | None:
 
 def _was_begun(messages: Sequence[Message]) -> bool:
     """Whether it has a producer, or had one; what is only sent to has none."""
-    return any((mark := _mark_of(message)) is not None and mark[1] in ("run", "still") for message in messages)
+    return any((mark := _mark_of(message)) is not None and mark[1] not in ("wait", "join") for message in messages)
 
 
 def _mark_of(message: Message) -> re.Match[str] | None:
@@ -278,6 +298,10 @@ def _mark_of(message: Message) -> re.Match[str] | None:
 
 def _work_lease(id: str) -> str:
     return f"{JobKey.of(id)} work"
+
+
+def _read_lease(id: str) -> str:
+    return f"{JobKey.of(id)} read"
 
 
 def _end_lease(id: str) -> str:

@@ -95,13 +95,13 @@ class Publisher:
         """Let this process have ``name`` for so long, unless another one has it. See :meth:`PoolManager.lease`."""
         return self._manager.lease(name, seconds)
 
-    def job(self, id: str, *, ttl: float | None = None) -> Job:
+    def job(self, id: str, *, ttl: float | None = None, stop_when_unread: float | None = None) -> Job:
         """Give the job with this id, to work on it, or to cancel it. See :class:`~flask_sse_stream.Job`.
 
         The application's ``SSE_JOB_EVENTS``, ``SSE_JOB_TTL`` and ``SSE_JOB_LEASE`` should be this object's too. What
         works on a job here has a thread that renews its lease.
         """
-        return Job(self._manager, id, ttl)
+        return Job(self._manager, id, ttl, stop_when_unread)
 
     def close(self) -> None:
         """Let go of the log. May be called twice."""

@@ -304,7 +304,7 @@ class Windows:
         if not messages:
             return self.head, False
         # A job begins with a mark, of which it may have others later; which these are is for whoever made them.
-        begins = messages[0].own_id and messages[0].id.startswith(JOB_MARK) and ".still." not in messages[0].id
+        begins = messages[0].own_id and messages[0].id.startswith(JOB_MARK) and ".still" not in messages[0].id
         return messages[0].seq - 1, not begins
 
     def replay(self, keys: Sequence[str], last_event_id: str, now: float) -> Replay:

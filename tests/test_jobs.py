@@ -406,6 +406,9 @@ def test_what_cannot_be_work_or_an_event_is_refused() -> None:
     for ttl in (0, -1, 1e9):
         with pytest.raises(ValueError, match="SSE_JOB_TTL=3600 seconds"):
             job(house, ttl=ttl)
+    for seconds in (0, -1, 1e9):
+        with pytest.raises(ValueError, match="stop_when_unread"):
+            Job(house.manager, "work", stop_when_unread=seconds)
     for work in ("text", {"a": 1}, 5, None):
         with pytest.raises(TypeError, match="a function or an iterable of events"):
             job(house).start(work)  # type: ignore[arg-type]

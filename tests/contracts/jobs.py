@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -142,6 +143,29 @@ class JobContract:
             wait_for(lambda: Keeper.of(here.manager)._producers["work"].renewed > renewed + 1.2, "it is renewed")
             work.done("all")
         assert Job(there.manager, "work").state is JobState.DONE
+
+    def test_a_job_that_nobody_reads_any_more_is_stopped_if_it_is_to_be(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("flask_sse_stream.keeper._TICK_SECONDS", 0.1)
+        here, there = self.two(job_lease=0.5)
+        stopped = threading.Event()
+
+        def tick() -> Iterator[str]:
+            try:
+                while True:
+                    yield "tick"
+                    stopped.wait(0.05)
+            finally:
+                stopped.set()
+
+        assert Job(here.manager, "work", stop_when_unread=0.6).start(tick())
+        stream = there.open(JobKey.of("work"))
+        assert Job(there.manager, "work").follow()
+        began = time.monotonic()
+        wait_for(lambda: stopped.is_set() or time.monotonic() > began + 1.5, "it goes on while it is read")
+        assert not stopped.is_set()
+        stream.close(CloseReason.PEER)
+        wait_for(stopped.is_set, "it is stopped")
+        assert Job(there.manager, "work").state is JobState.CANCELLED
 
     def test_a_job_that_says_more_than_is_kept_says_so_to_whoever_comes_late(self) -> None:
         here, there = self.two(job_events=20)
