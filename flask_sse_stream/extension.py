@@ -182,6 +182,8 @@ class StreamedJob(Job):
         Raises :class:`werkzeug.exceptions.NotFound` (404) for a job that never was or is no longer kept.
         """
         if last_event_id(request.environ) != END_ID:
+            if request.environ.get("wsgi.multiprocess"):
+                self._manager.warn_of_other_processes()  # A job of another one's is not found here.
             try:
                 known = self.follow()
             except BrokerError:

@@ -120,6 +120,8 @@ def respond(
         return []
     if job is not None:
         keys = (job.key,)
+        if environ.get("wsgi.multiprocess"):
+            manager.warn_of_other_processes()
         try:
             if not job.follow():
                 cors = cors_headers(settings, environ)

@@ -19,6 +19,9 @@ from flask_sse_stream import (
     Event,
     EventDecoder,
     EventError,
+    Job,
+    JobClosed,
+    JobState,
     PoolManager,
     Publisher,
     Settings,
@@ -273,6 +276,32 @@ for letter in sse.progress("abc", key="import", total=3, event="row", interval=1
     assert_type(letter, str)
 for number in Publisher("sqlite:///sse.db").progress([1, 2], key="import"):
     assert_type(number, int)
+
+# Jobs
+
+
+def work(job: Job, rows: int, *, fast: bool = False) -> Iterator[str]:
+    assert_type(job.cancelled, bool)
+    yield "row"
+
+
+def jobs() -> Response:
+    job = sse.job(ttl=60, stop_when_unread=5)
+    assert_type(job.start(work, 3, fast=True), bool)
+    assert_type(job.start(["one", {"two": 2}]), bool)
+    assert_type(job.send({"n": 1}, event="step"), str)
+    assert_type(job.state, JobState | None)
+    assert_type((job.done(5), job.failed("no"), job.cancel(), job.open()), tuple[bool, bool, bool, bool])
+    with Publisher("sqlite:///sse.db").job("import", ttl=60) as other:
+        assert_type(other, Job)
+        assert_type(other.run(work, 3), bool)
+    try:
+        Job(manager, "import").send("x")
+    except JobClosed as error:
+        assert_type(error.id, str)
+        assert_type(error.state, str | None)
+    return sse.job("import").response(headers={"X": "y"}, heartbeats=False)
+
 
 # Tasks and transactions
 
