@@ -17,7 +17,7 @@ import gevent
 from flask import Flask, Response, abort, render_template, request
 from gevent.pywsgi import WSGIServer
 from kombu.exceptions import OperationalError
-from tasks import SSE_BROKER_URL, count_names
+from tasks import SSE_BROKER_URL, celery, count_names
 
 from flask_sse_stream import SSE, BrokerError
 
@@ -52,6 +52,18 @@ def start() -> tuple[dict[str, str], int]:
         app.logger.exception("a task could not be started")
         abort(503, "Redis is away")
     return {"task": task_id}, 202
+
+
+@app.delete("/tasks/<uuid:task_id>")
+def stop(task_id: uuid.UUID) -> tuple[str, int]:
+    # Its worker says that it has stopped. A page of another site cannot have a browser delete anything here.
+    try:
+        with gevent.Timeout(2):  # or Celery would wait for a Redis that is away until it is back
+            celery.control.revoke(str(task_id), terminate=True)
+    except (gevent.Timeout, OperationalError):
+        app.logger.exception("a task could not be stopped")
+        abort(503, "Redis is away")
+    return "", 202
 
 
 def main() -> None:

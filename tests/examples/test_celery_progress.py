@@ -146,12 +146,23 @@ def test_a_bar_moves_to_the_end_and_a_page_that_is_reloaded_in_the_middle_goes_o
 
 
 @pytest.mark.browser
-def test_one_page_shows_two_tasks_that_are_at_work_at_once(page: Page, worker: TaskWorker) -> None:
+def test_one_page_shows_two_tasks_that_are_at_work_at_once_and_stops_one_by_the_keyboard(
+    page: Page, worker: TaskWorker
+) -> None:
     first, second = start(page, 9), start(page, 13)
     wait_for_the_middle(first, second)
     assert len(parse_qs(urlsplit(page.url).query)["task"]) == 2
     for card in (first, second):
         assert card.get_attribute("data-state") == "progress"
+    page.keyboard.press("Tab")  # from the field to the button beside it
+    page.keyboard.press("Tab")
+    expect(second.get_by_role("button", name="Stop")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(second.locator(".state")).to_have_text("Stopped", timeout=PATIENCE)
+    expect(second.get_by_role("button")).to_be_hidden()
+    expect(page.get_by_role("spinbutton")).to_be_focused()
+    middle = value(first)
+    wait_for(lambda: value(first) > middle, "the other goes on", PATIENCE / 1000)
     worker.stop(signal.SIGKILL)  # another test waits for the end
 
 
@@ -241,6 +252,10 @@ def test_what_is_no_order_starts_nothing(
     assert redis.cli("DBSIZE") == 0
 
 
+def test_what_is_no_task_cannot_be_stopped(app: Server) -> None:
+    assert httpx.delete(f"{app.url}/tasks/everything").status_code == 404
+
+
 def test_a_key_of_no_task_is_refused(app: Server) -> None:
     assert httpx.get(f"{app.url}/stream?connectKey=secret").status_code == 403
 
@@ -257,7 +272,12 @@ def test_a_task_that_cannot_be_started_is_a_503(
         assert answer.status_code == 503
         assert "a task could not be started" in server.log
         redis.start()
-        assert httpx.post(f"{server.url}/tasks", json={"letters": 8}, timeout=30).status_code == 202
+        started = httpx.post(f"{server.url}/tasks", json={"letters": 8}, timeout=30)
+        assert started.status_code == 202
+        task = f"{server.url}/tasks/{started.json()['task']}"
+        assert httpx.delete(task, timeout=30).status_code == 202
+        redis.stop()
+        assert httpx.delete(task, timeout=30).status_code == 503
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

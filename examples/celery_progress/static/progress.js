@@ -26,6 +26,8 @@ function add(task) {
   $("h2", card).textContent = "Task " + task.slice(0, 8);
   $("h2", card).id = "title-" + task;
   $("progress", card).setAttribute("aria-labelledby", "title-" + task);
+  $("button", card).setAttribute("aria-describedby", "title-" + task);
+  $("button", card).addEventListener("click", () => stop(task));
   cards.set(task, card);
   $("#tasks").prepend(card);
   while (cards.size > MOST) {
@@ -57,6 +59,10 @@ function show(event) {
     revoked: () => "Stopped",
   }[event.type]();
   $(".state", card).textContent = text;
+  const button = $("button", card);
+  // Who had pressed it goes on from where it was, and not from the top of the page.
+  if (over(card) && button === document.activeElement) $("#letters").focus();
+  button.hidden = over(card);
   const further = Math.floor((4 * done) / of) > Math.floor((4 * bar.value) / bar.max);
   if (event.type === "progress" ? further || before === "unknown" : event.type !== before) say(`${title}: ${text}`);
   if (of) {
@@ -115,6 +121,16 @@ $("#start").addEventListener("submit", async (event) => {
   history.replaceState(null, "", "?" + new URLSearchParams([...cards.keys()].map((task) => ["task", task])));
   listen();
 });
+
+async function stop(task) {
+  complain("");
+  try {
+    const answer = await fetch("/tasks/" + task, { method: "DELETE" });
+    if (!answer.ok) throw new Error(`the server says ${answer.status}`);
+  } catch (error) {
+    complain(`The task could not be stopped: ${error.message}.`);
+  }
+}
 
 for (const task of new Set(new URLSearchParams(location.search).getAll("task"))) add(task);
 listen();
