@@ -10,31 +10,30 @@ from __future__ import annotations
 import functools
 import secrets
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Final, ParamSpec, TypeVar
 from urllib.parse import parse_qsl
 
-from blinker import Namespace
-from flask import Flask, Response, after_this_request, current_app, has_app_context, request, url_for
+from flask import Flask, Response, current_app, has_app_context, request, url_for
 from flask.json.provider import DefaultJSONProvider
 from flask.typing import ResponseReturnValue
 from werkzeug.datastructures import MultiDict, WWWAuthenticate
 from werkzeug.exceptions import Forbidden, HTTPException, NotAcceptable, NotFound, Unauthorized
-from werkzeug.wsgi import ClosingIterator
 
 from .access import Ticket, now
 from .bridge import Bridge, Target
 from .client import add_client, url_for_client
-from .errors import AccessDenied, BrokerError, SettingsError
+from .errors import AccessDenied, SettingsError
 from .event import END_ID, Event
 from .health import Health, health
-from .jobs import Job
 from .leaving import handle_sigterm
 from .pools import PoolManager, Stats
 from .progress import progress
+from .responses import EventStreamResponse, StreamedJob, add_cors
 from .settings import Settings
 from .shortcut import Shortcut
-from .stream import CloseReason, Stream
+from .signals import connect_signals, event_published, events_dropped, stream_closed, stream_opened
+from .stream import Stream
 from .tickets import Tickets, bearer
 from .wsgi import (
     LAST_EVENT_ID_PARAM,
@@ -42,11 +41,8 @@ from .wsgi import (
     accepts_event_stream,
     check_public,
     check_source,
-    cors_headers,
-    discard,
     last_event_id,
     preflight_headers,
-    respond,
 )
 
 __all__ = [
@@ -69,129 +65,7 @@ T = TypeVar("T")
 Authorize = Callable[[Sequence[str]], Iterable[str] | Ticket | None]
 _A = TypeVar("_A", bound=Authorize)
 
-_signals = Namespace()
-#: Sent after a stream began: ``(app, stream)``.
-stream_opened = _signals.signal("stream-opened")
-#: Sent after a stream ended: ``(app, stream, reason)``.
-stream_closed = _signals.signal("stream-closed")
-#: Sent in the publisher before an event is published: ``(app, key, event)``; what a receiver raises, it raises.
-event_published = _signals.signal("event-published")
-#: Sent when an overflow policy dropped events of a stream: ``(app, stream, count)``.
-events_dropped = _signals.signal("events-dropped")
-
 _DENIED: Final[dict[int, type[HTTPException]]] = {401: Unauthorized, 403: Forbidden, 404: NotFound}
-
-
-class EventStreamResponse(Response):
-    """A response whose body is a stream; it begins when the server calls it, after every ``after_request`` hook.
-
-    ``stream`` is the :class:`~flask_sse_stream.Stream` of a response that ``sse.stream()`` made: it may be sent to
-    before the response is returned, and from anywhere afterwards.
-    """
-
-    # A werkzeug response's own ``stream`` is a way to write its body, which this body has no use for.
-    stream: Stream  # type: ignore[assignment]
-
-    def __init__(
-        self,
-        manager: PoolManager,
-        *,
-        keys: Sequence[str] | None = None,
-        stream: Stream | None = None,
-        source: Source | None = None,
-        job: Job | None = None,
-        headers: Mapping[str, str] | None = None,
-        ticket: Ticket | None = None,
-        comments: bool = True,
-    ) -> None:
-        # An iterator without a length, passed through: hooks that measure or rewrite bodies leave it alone.
-        self._nothing: Iterable[bytes] = iter(())
-        super().__init__(self._nothing, content_type="text/event-stream", headers=headers, direct_passthrough=True)
-        self._manager = manager
-        self._keys = keys
-        self._ticket = ticket
-        self._source = source
-        self._job = job
-        self._comments = comments
-        if stream is not None:
-            self.stream = stream
-
-    def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
-        """Begin the stream, when the server asks for the body: Flask has let go of the request's context by then."""
-        stream, source = self.__dict__.get("stream"), self._source
-        self._source = None
-        unwanted = {"content-type"}
-        if self.response is not self._nothing:
-            # A hook took it for a body that it can encode, as Flask-Compress does where it is told to.
-            unwanted.add("content-encoding")
-        begin = functools.partial(
-            respond,
-            self._manager,
-            environ,
-            start_response,
-            keys=self._keys,
-            stream=stream,
-            source=source,
-            job=self._job,
-            comments=self._comments,
-            headers=[item for item in self.headers.to_wsgi_list() if item[0].lower() not in unwanted],
-            ticket=self._ticket,
-        )
-        # A receiver of the signal may ask for the request.
-        body = begin() if _has_receivers() else _Beginning(begin, functools.partial(discard, stream, source))
-        # Only where a hook asked to be called at the end: otherwise nothing of the request is kept for so long.
-        return ClosingIterator(body, self.close) if self._on_close else body
-
-
-class _Beginning:
-    """The body of a stream that begins when its server first asks for it.
-
-    What is released with a request's context, such as a database's session, is so before anything is waited for: a
-    broker's answer, or a client that is slow to take its first bytes. A server must not expect ``start_response`` to be
-    called before (PEP 3333, "The start_response() Callable").
-    """
-
-    def __init__(self, begin: Callable[[], Iterable[bytes]], discard: Callable[[], None]) -> None:
-        self._begin: Callable[[], Iterable[bytes]] | None = begin
-        self._close = discard
-
-    def __iter__(self) -> Iterator[bytes]:
-        begin, self._begin = self._begin, None
-        if begin is None:
-            return iter(())
-        self._close = _do_nothing  # what the server's next words are for is respond()'s to close
-        body = begin()
-        self._close = getattr(body, "close", _do_nothing)
-        return iter(body)
-
-    def close(self) -> None:
-        self._begin = None
-        self._close()
-
-
-class StreamedJob(Job):
-    """A job that the current request may be answered with."""
-
-    def response(self, *, headers: Mapping[str, str] | None = None, heartbeats: bool = True) -> EventStreamResponse:
-        """Give the response that reads this job: from its beginning, or from where its client was.
-
-        Who may read it is for the view to decide. A job that has ended is replayed to its end; the next reconnect is
-        answered 204, at which an EventSource stops. Without ``heartbeats`` there is no comment in the stream, for
-        clients that cannot read one.
-
-        Raises :class:`werkzeug.exceptions.NotFound` (404) for a job that never was or is no longer kept.
-        """
-        if last_event_id(request.environ) != END_ID:
-            if request.environ.get("wsgi.multiprocess"):
-                self._manager.warn_of_other_processes()  # A job of another one's is not found here.
-            try:
-                known = self.follow()
-            except BrokerError:
-                known = True  # The stream will ask again, and answer as all streams do.
-            if not known:
-                _add_cors(self._manager.settings)
-                raise NotFound("There is no such job, or it is no longer kept.")
-        return EventStreamResponse(self._manager, job=self, headers=headers, comments=heartbeats)
 
 
 class SSE:
@@ -245,7 +119,7 @@ class SSE:
         if settings.drain_seconds:
             # Now, since the requests of Flask's own server run in threads, which may not do it.
             handle_sigterm()
-        _wire_signals(weakref.ref(app), manager)
+        connect_signals(weakref.ref(app), manager)
         app.extensions[_NAME] = manager
         app.extensions[OWNER] = self
         self._tickets[manager] = tickets
@@ -469,17 +343,17 @@ class SSE:
         try:
             keys, ticket = self._admit(manager, tickets, asked)
         except AccessDenied as error:
-            _add_cors(settings)
+            add_cors(settings)
             refusal = _DENIED[error.status](str(error))
             if isinstance(refusal, Unauthorized) and settings.tickets:
                 # What would be accepted (RFC 9110, section 11.6.1).
                 refusal = Unauthorized(str(error), www_authenticate=WWWAuthenticate("bearer"))
             raise refusal from error
         except ValueError as error:
-            _add_cors(settings)
+            add_cors(settings)
             return Response(f"{error}\n", 400, content_type="text/plain; charset=utf-8")
         except BaseException:  # what the hook aborts with
-            _add_cors(settings)
+            add_cors(settings)
             raise
         return EventStreamResponse(manager, keys=keys, ticket=ticket)
 
@@ -641,18 +515,6 @@ def _nothing() -> Sequence[str]:
     raise AccessDenied("no right to any of these keys")
 
 
-def _has_receivers() -> bool:
-    """Whether the current application has receivers of ``stream_opened``."""
-    if not stream_opened.receivers or not has_app_context():
-        return bool(stream_opened.receivers)
-    app = current_app._get_current_object()  # type: ignore[attr-defined]
-    return stream_opened.has_receivers_for(app)
-
-
-def _do_nothing() -> None:
-    """There is nothing to close."""
-
-
 def _secrets(app: weakref.ref[Flask]) -> list[str | bytes]:
     """Give what Flask signs with, the current secret first; read each time, since it may be set or changed later."""
     strong = app()
@@ -661,43 +523,8 @@ def _secrets(app: weakref.ref[Flask]) -> list[str | bytes]:
     return [strong.secret_key, *(strong.config.get("SECRET_KEY_FALLBACKS") or ())]
 
 
-def _add_cors(settings: Settings) -> None:
-    """Let a listed origin's page read why it was refused, whoever words that."""
-    headers = cors_headers(settings, request.environ)
-
-    def add(response: Response) -> Response:
-        response.headers.extend(headers)
-        return response
-
-    if headers:
-        after_this_request(add)
-
-
 def _dumps(app: Flask, value: Any) -> str:
     provider = app.json
     if isinstance(provider, DefaultJSONProvider):
         return provider.dumps(value, allow_nan=False)  # NaN is no JSON: a browser's parser would fail on it
     return provider.dumps(value)
-
-
-def _wire_signals(app: weakref.ref[Flask], manager: PoolManager) -> None:
-    def opened(stream: Stream) -> None:
-        if stream_opened.receivers:
-            stream_opened.send(app(), stream=stream)
-
-    def closed(stream: Stream, reason: CloseReason) -> None:
-        if stream_closed.receivers:
-            stream_closed.send(app(), stream=stream, reason=reason)
-
-    def published(key: str | None, event: Event) -> None:
-        if event_published.receivers:
-            event_published.send(app(), key=key, event=event)
-
-    def dropped(stream: Stream, count: int) -> None:
-        if events_dropped.receivers:
-            events_dropped.send(app(), stream=stream, count=count)
-
-    manager.hooks.opened = opened
-    manager.hooks.closed = closed
-    manager.hooks.published = published
-    manager.hooks.dropped = dropped
