@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from contracts.broker import place
 from fakes import House
 from redis_server import RedisServer
 from support import wait_for
@@ -17,6 +16,7 @@ from flask_sse_stream.errors import BrokerError
 from flask_sse_stream.event import Event, EventDecoder
 from flask_sse_stream.pools import PoolManager
 from flask_sse_stream.stream import CloseReason, Stream
+from flask_sse_stream.testing.contracts.broker import place
 
 TOLERANCE = 1.0  # seconds that a busy machine may add to what is promised
 

@@ -13,28 +13,30 @@ import struct
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any
+
+from flask_sse_stream.testing.waiting import wait_for
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-T = TypeVar("T")
+__all__ = [
+    "JOB",
+    "ROOT",
+    "Ports",
+    "Server",
+    "chromium",
+    "drop_what_comes",
+    "free_port",
+    "python",
+    "run_unpatched",
+    "serving",
+    "wait_for",
+]
+
 ROOT = Path(__file__).parent.parent
-
-
-def wait_for(condition: Callable[[], T], what: str, seconds: float = 15.0) -> T:
-    """Give the condition's first true value; fail with ``what`` if there is none in time."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s: {what} (last: {value!r})")
-        time.sleep(0.01)
 
 
 # Each process of a test run has ports of its own: what one has just found free, another must not take. All are below

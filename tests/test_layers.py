@@ -37,26 +37,34 @@ LAYERS: list[set[str]] = [
     {"tickets"},
     {"shortcut", "client", "celery", "sqlalchemy", "signals"},
     {"responses"},
-    {"extension", "testing"},
+    {"extension"},
+    {"testing.waiting", "testing.house"},
+    {"testing.contracts"},
+    {"testing.contracts.broker", "testing.contracts.transport", "testing.contracts.replay", "testing.contracts.jobs"},
+    {"testing.contracts.threads", "testing.contracts.greenlets"},
+    {"testing"},
     {"compat.flask_sse"},
     {"cli"},
     {""},
 ]
+CONTRACTS = {module for row in LAYERS for module in row if module.startswith("testing.contracts")}
 RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 PACKAGES = {"brokers", "transports", "compat"}  # hold nothing but their docstring
 
 # Where a package that the core can do without may be imported.
 ONLY_IN = {
-    "gevent": {"transports.gevent"},
+    "gevent": {"transports.gevent", "testing.contracts.greenlets"},
     "greenlet": {"transports.gevent"},
     "redis": {"brokers.redis_errors", "brokers.redis_link", "compat.flask_sse"},
-    "flask": {"shortcut", "client", "signals", "responses", "extension", "testing", "compat.flask_sse", "cli"},
-    "werkzeug": {"responses", "extension", "testing", "cli"},
+    "flask": {"shortcut", "client", "signals", "responses", "extension", "compat.flask_sse", "cli"},
+    "werkzeug": {"responses", "extension", "testing.client", "cli"},
     "blinker": {"signals"},
     "click": {"cli"},
     "celery": {"celery"},
     "sqlalchemy": {"sqlalchemy"},
     "itsdangerous": {"tickets"},
+    "pytest": {"testing.plugin", *CONTRACTS},
+    "hypothesis": {"testing.contracts.replay"},
     "prometheus_client": {"metrics"},
 }
 

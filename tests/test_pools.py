@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from contracts.replay import ReplayMachine
 from fakes import Clock, House, RecordingTransport
 from hypothesis import settings as hypothesis_settings
 from support import wait_for
@@ -26,6 +25,7 @@ from flask_sse_stream.event import Event, EventDecoder, Message
 from flask_sse_stream.pools import MAX_KEYS, PoolManager, check_key
 from flask_sse_stream.settings import Settings
 from flask_sse_stream.stream import CloseReason, Stream
+from flask_sse_stream.testing.contracts.replay import ReplayMachine
 
 # Publishing
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import deque
 
 import pytest
-from contracts.broker import BrokerContract, body, place
-from contracts.jobs import JobContract
 from fakes import House
 
 from flask_sse_stream.brokers.base import Broker, broker_from_url
 from flask_sse_stream.brokers.memory import MemoryBroker
 from flask_sse_stream.event import Message
 from flask_sse_stream.settings import Settings
+from flask_sse_stream.testing.contracts.broker import BrokerContract, body, place
+from flask_sse_stream.testing.contracts.jobs import JobContract
 
 
 class TestMemoryBroker(BrokerContract):

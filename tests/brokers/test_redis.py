@@ -8,9 +8,6 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from contracts.broker import BrokerContract, body, place
-from contracts.jobs import JobContract
-from contracts.replay import OutsideReplayMachine
 from fakes import House
 from hypothesis import settings as hypothesis_settings
 from hypothesis.stateful import rule
@@ -20,6 +17,9 @@ from support import wait_for
 from flask_sse_stream.brokers.base import Broker, broker_from_url
 from flask_sse_stream.event import Message
 from flask_sse_stream.settings import Settings
+from flask_sse_stream.testing.contracts.broker import BrokerContract, body, place
+from flask_sse_stream.testing.contracts.jobs import JobContract
+from flask_sse_stream.testing.contracts.replay import OutsideReplayMachine
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contracts.broker import body, place
 from fakes import House
 from history_checker import TOLERANCE, Book, Crowd, Reader, check, remembered, seen
 from redis_server import PROGRAMS, RedisCluster, RedisServer, Sentinel
@@ -26,6 +25,7 @@ from flask_sse_stream.brokers.redis import RedisBroker
 from flask_sse_stream.errors import BrokerError
 from flask_sse_stream.pools import PoolManager
 from flask_sse_stream.settings import Settings
+from flask_sse_stream.testing.contracts.broker import body, place
 
 TIMEOUT = Settings().broker_timeout
 BACK_SECONDS = 5.0  # within which everything is as before, once Redis is back

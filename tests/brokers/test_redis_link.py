@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import redis
-from contracts.broker import body
 from redis_server import RedisCluster, RedisServer, Sentinel
 from support import free_port
 
@@ -21,6 +20,7 @@ from flask_sse_stream.brokers.redis_link import Server
 from flask_sse_stream.brokers.redis_scripts import Names
 from flask_sse_stream.errors import BrokerError, SettingsError
 from flask_sse_stream.settings import Settings
+from flask_sse_stream.testing.contracts.broker import body
 
 
 def server(url: str) -> Server:

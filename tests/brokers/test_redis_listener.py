@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from contracts.broker import body, place
 from fakes import Clock, House, RecordingTransport
 from redis_server import PROGRAMS, RedisServer
 from support import wait_for
@@ -20,6 +19,7 @@ from flask_sse_stream.errors import BrokerError
 from flask_sse_stream.event import Message
 from flask_sse_stream.settings import Settings
 from flask_sse_stream.stream import CloseReason
+from flask_sse_stream.testing.contracts.broker import body, place
 
 
 @pytest.fixture(scope="module", params=PROGRAMS)

@@ -19,9 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contracts.broker import BrokerContract, body, place
-from contracts.jobs import JobContract
-from contracts.replay import OutsideReplayMachine
 from fakes import House
 from hypothesis import settings as hypothesis_settings
 from support import ROOT, wait_for
@@ -31,6 +28,9 @@ from flask_sse_stream.brokers.sqlite import SQLiteBroker
 from flask_sse_stream.errors import BrokerError, SettingsError
 from flask_sse_stream.event import Message
 from flask_sse_stream.settings import Settings
+from flask_sse_stream.testing.contracts.broker import BrokerContract, body, place
+from flask_sse_stream.testing.contracts.jobs import JobContract
+from flask_sse_stream.testing.contracts.replay import OutsideReplayMachine
 
 
 class TestSQLiteBroker(BrokerContract):

@@ -7,10 +7,10 @@ import threading
 import gevent
 import gevent.monkey
 import gevent.socket
-from contracts.greenlets import InGreenlets, start_native_thread
-from contracts.transport import BodyContract
 from support import run_unpatched
 
+from flask_sse_stream.testing.contracts.greenlets import InGreenlets, start_native_thread
+from flask_sse_stream.testing.contracts.transport import BodyContract
 from flask_sse_stream.transports.gevent import GeventRuntime, GeventWaiter, Mailbox, in_gevent
 
 

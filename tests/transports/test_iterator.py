@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from contracts.threads import InThreads
-from contracts.transport import BodyContract
-
+from flask_sse_stream.testing.contracts.threads import InThreads
+from flask_sse_stream.testing.contracts.transport import BodyContract
 from flask_sse_stream.transports.iterator import IteratorTransport
 from flask_sse_stream.transports.threads import ThreadWaiter
 

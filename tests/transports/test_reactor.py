@@ -21,9 +21,6 @@ import gunicorn.config
 import gunicorn.glogging
 import gunicorn.workers.base
 import pytest
-from contracts.greenlets import InGreenlets
-from contracts.threads import InThreads
-from contracts.transport import Client, context_of_request
 from gevent import socket
 from gevent.ssl import SSLContext
 from gunicorn.workers.gthread import ThreadWorker
@@ -31,6 +28,9 @@ from gunicorn.workers.gthread import ThreadWorker
 from flask_sse_stream.pools import PoolManager
 from flask_sse_stream.settings import Settings
 from flask_sse_stream.stream import CloseReason
+from flask_sse_stream.testing.contracts.greenlets import InGreenlets
+from flask_sse_stream.testing.contracts.threads import InThreads
+from flask_sse_stream.testing.contracts.transport import Client, context_of_request
 from flask_sse_stream.transports.gevent import GeventRuntime, Mailbox
 from flask_sse_stream.transports.reactor import Reactor
 from flask_sse_stream.transports.threads import ThreadLoop

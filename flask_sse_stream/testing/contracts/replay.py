@@ -6,10 +6,10 @@ A test makes ``TestCase`` of a machine and says how a pool manager is made.
 from __future__ import annotations
 
 import hypothesis.strategies as st
-from fakes import House
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from flask_sse_stream.stream import CloseReason, Stream
+from ...stream import CloseReason, Stream
+from ..house import House
 
 
 class ReplayMachine(RuleBasedStateMachine):

@@ -19,7 +19,7 @@ class InGreenlets(TransportContract):
     def sleep(self) -> None:
         gevent.sleep(0.002)
 
-    def in_native_thread(self, function: Callable[[], None]) -> None:
+    def in_native_thread(self, function: Callable[[], object]) -> None:
         done: list[bool] = []
         failures: list[BaseException] = []
 

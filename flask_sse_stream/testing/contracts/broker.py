@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from support import wait_for
 
-from flask_sse_stream.brokers.base import Broker, Delivery, Gap, History
-from flask_sse_stream.event import Event, Message
-from flask_sse_stream.keys import JobKey
-from flask_sse_stream.settings import Settings
+from ...brokers.base import Broker, Delivery, Gap, History
+from ...event import Event, Message
+from ...keys import JobKey
+from ...settings import Settings
+from ..waiting import wait_for
 
 Start = Callable[..., tuple[Broker, list[Message]]]
 KEYS = ("a", "b", "c", None)
@@ -170,7 +170,7 @@ class BrokerContract:
         broker, messages = started()
         ids: list[str] = []
         threads = [
-            threading.Thread(target=lambda number=number: ids.append(broker.publish("a", body("x"), f"task {number}")))  # type: ignore[misc]
+            threading.Thread(target=lambda number=number: ids.append(broker.publish("a", body("x"), f"task {number}")))
             for number in range(20)
             for _ in range(4)
         ]

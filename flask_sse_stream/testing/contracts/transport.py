@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from flask_sse_stream.errors import StreamClosed
-from flask_sse_stream.event import Event, EventDecoder
-from flask_sse_stream.pools import PoolManager
-from flask_sse_stream.settings import Settings
-from flask_sse_stream.stream import CloseReason, Stream
-from flask_sse_stream.wsgi import respond
+from ...errors import StreamClosed
+from ...event import Event, EventDecoder
+from ...pools import PoolManager
+from ...settings import Settings
+from ...stream import CloseReason, Stream
+from ...wsgi import respond
 
 context_of_request: contextvars.ContextVar[str] = contextvars.ContextVar("context_of_request", default="none")
 
@@ -79,7 +79,7 @@ class TransportContract:
         """Let everything else go on for a moment."""
         raise NotImplementedError
 
-    def in_native_thread(self, function: Callable[[], None]) -> None:
+    def in_native_thread(self, function: Callable[[], object]) -> None:
         """Run in another thread of the operating system and return when it is done."""
         thread = threading.Thread(target=function)
         thread.start()
@@ -120,7 +120,7 @@ class TransportContract:
 
     def test_an_event_arrives_whatever_thread_it_was_published_from(self, manager: PoolManager) -> None:
         client = self.open(manager)
-        self.in_native_thread(lambda: manager.publish("k", "native thread") and None)
+        self.in_native_thread(lambda: manager.publish("k", "native thread"))
         self.wait_for(lambda: client.data == ["native thread"], "it arrives from a native thread")
         with ThreadPoolExecutor(1) as executor:
             future = executor.submit(manager.publish, "k", "executor")
@@ -140,7 +140,7 @@ class TransportContract:
 
     def test_a_stream_that_is_ended_elsewhere_ends_for_the_server_too(self, manager: PoolManager) -> None:
         client = self.open(manager)
-        self.in_native_thread(lambda: manager.close("k") and None)
+        self.in_native_thread(lambda: manager.close("k"))
         self.wait_for(lambda: client.ended, "the body ends")
         assert client.events[-1] == Event("", event="close", id="end")
 
@@ -268,7 +268,7 @@ class TransportContract:
 
     @pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest", "conflate", "per key"])
     def test_a_client_that_does_not_keep_up_gets_what_its_policy_says_and_is_told_the_rest(self, policy: Any) -> None:
-        overflow = {"k": "drop_oldest", "*": "disconnect"} if policy == "per key" else policy
+        overflow: Any = {"k": "drop_oldest", "*": "disconnect"} if policy == "per key" else policy
         manager = PoolManager(Settings(ping_interval=0, queue_events=10, send_buffer=4096, overflow=overflow))
         try:
             client = self.open(manager)

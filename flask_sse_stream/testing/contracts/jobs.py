@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from fakes import House
-from support import wait_for
 
-from flask_sse_stream import Job, JobClosed, JobState, Stream
-from flask_sse_stream.keeper import Keeper
-from flask_sse_stream.keys import JobKey
-from flask_sse_stream.stream import CloseReason
+from ...errors import JobClosed
+from ...jobs import Job, JobState
+from ...keeper import Keeper
+from ...keys import JobKey
+from ...stream import CloseReason, Stream
+from ..house import House
+from ..waiting import wait_for
 
 Said = list[tuple[str | None, str | None]]
 

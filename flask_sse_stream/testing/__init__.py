@@ -1,0 +1,1 @@
+"""What tests of applications, brokers and transports stand on."""
