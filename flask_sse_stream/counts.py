@@ -74,6 +74,14 @@ class Histogram:
         cells[self.start + bisect_left(self.bounds, value)] += times
         cells[self.sum] += int(value * 1e9) * times
 
+    def add_all(self, cells: Cells, values: Iterable[float]) -> None:
+        """Count several values, in less time than one by one."""
+        start, bounds, total = self.start, self.bounds, 0.0
+        for value in values:
+            cells[start + bisect_left(bounds, value)] += 1
+            total += value
+        cells[self.sum] += int(total * 1e9)
+
     def clear(self, cells: Cells) -> None:
         """Begin anew."""
         for index in range(self.start, self.end):

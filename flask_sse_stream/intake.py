@@ -6,6 +6,7 @@ whoever holds it comes back here when letting go. All else is called under the l
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from .counts import RESETS, Counts
 from .event import Event, Message
 from .keys import is_job, shown
 from .listeners import Listeners
+from .reports import inquiry_token
 from .revocations import Revocations
 from .rounds import Rounds
 from .stream import NOTHING_MORE, CloseReason, Lock, Stream
@@ -32,6 +34,8 @@ class Intake:
         is called when there is something for the flusher.
     ``counts``
         what is counted.
+    ``asked``
+        is called in the flusher with the token of an inquiry.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class Intake:
         revocations: Revocations,
         wake: Callable[[], object],
         counts: Counts,
+        asked: Callable[[str], object],
     ) -> None:
         self._lock = lock
         self._windows = windows
@@ -52,6 +57,7 @@ class Intake:
         self._wake = wake
         self._inbox: deque[Delivery] = deque()
         self._counts = counts
+        self._asked = asked
 
     def deliver(self, delivery: Delivery) -> None:
         """Take the next message of the log. For the broker; never waits, never raises."""
@@ -99,7 +105,11 @@ class Intake:
         if message.seq <= self._windows.head:
             return False  # delivered again
         self._windows.reach(message.seq)
-        self._revocations.take(message)
+        token = inquiry_token(message.frame)
+        if token is not None:
+            self._rounds.call_soon(functools.partial(self._asked, token))
+        else:
+            self._revocations.take(message)
         return True
 
     def _take_news(self, news: Gap | History | Life) -> bool:

@@ -19,6 +19,7 @@ no framework.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -57,6 +58,7 @@ from .keys import MAX_KEYS, JobKey, Kept, check_key, check_keys, is_job
 from .leaving import attend
 from .listeners import Listeners
 from .overflow import Policies
+from .reports import REPORT_KEY, Report
 from .revocations import Revocations
 from .rounds import Rounds
 from .settings import Settings
@@ -134,6 +136,7 @@ class PoolManager:
             self._revocations,
             self._wake_flusher,
             self.counts,
+            self._asked,
         )
         self._flusher: Flusher | None = None
         self._flusher_lock = Lock(lambda: None)
@@ -731,6 +734,19 @@ class PoolManager:
             BROKER_SKIPPED: broker.skipped,
         }
         self.counts.sample(state.items(), [stream.waiting for stream in streams])
+
+    def _asked(self, token: str) -> None:
+        current_runtime().spawn(functools.partial(self._answer, token), "sse-report")
+
+    def _answer(self, token: str) -> None:
+        """Say how this process is to whoever has asked all of them."""
+        with self.lock:
+            streams = list(self._rounds.streams)
+        draining, up = self._rounds.drain.deadline is not None, self._broker.stats().up
+        report = Report.of(streams, self.counts.read(), draining=draining, broker_up=up)
+        del streams
+        with contextlib.suppress(BrokerError):  # Whoever asked will see that this one is missing.
+            self._outside(lambda: self._broker.publish(REPORT_KEY, report.encode(token)))
 
     def reach_broker(self) -> None:
         """Ask the store for next to nothing. Raises :class:`BrokerError` within ``SSE_BROKER_TIMEOUT``."""

@@ -78,6 +78,7 @@ class Rounds:
         self._to_wake: deque[Stream] = deque()
         self._to_close: deque[tuple[Stream, CloseReason, bytes]] = deque()
         self._searches: deque[Callable[[Stream], tuple[CloseReason, bytes] | None]] = deque()
+        self._calls: deque[Callable[[], object]] = deque()
         self._drops: dict[Stream, int] = {}
         # Without heartbeats, clients that are stuck have to be found all the same.
         self._interval = settings.ping_interval or settings.send_timeout
@@ -143,6 +144,10 @@ class Rounds:
         """Ask of every stream in the next round how it is to end, and what its last bytes are; ``None``: not at all."""
         self._searches.append(end)
 
+    def call_soon(self, call: Callable[[], object]) -> None:
+        """Have ``call``, which must not wait, made in the next round, where the flusher runs."""
+        self._calls.append(call)
+
     # What the flusher calls
 
     def flush(self) -> float | None:
@@ -175,6 +180,9 @@ class Rounds:
         yield from self._cut_off_the_stuck()
         yield from self.drain.steps(self._lingering)
         yield from self._wake()
+        while self._calls:
+            self._calls.popleft()()
+            yield 0.0
 
     def _fan_out(self) -> Iterator[float]:
         batch: list[Message] = []
@@ -225,8 +233,7 @@ class Rounds:
         self._to_wake.extend(touched)
         yield from self._wake()
         now = time.monotonic()
-        for message in batch:
-            LAG.add(self._counts.cells, max(0.0, now - message.created))
+        LAG.add_all(self._counts.cells, [max(0.0, now - message.created) for message in batch])
         if self.outbox:
             # Threads that write need the interpreter's lock; without a rest they would overflow, not being slow.
             # All are asked each time, so that those whose transports do not come lose patience together.

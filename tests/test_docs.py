@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import re
+import shlex
 import sys
 import textwrap
 import threading
@@ -25,6 +26,7 @@ from werkzeug.test import Client
 
 import flask_sse_stream
 from flask_sse_stream import Event, EventDecoder, EventError, PoolManager, Publisher, Settings
+from flask_sse_stream.cli import main, sse
 from flask_sse_stream.metrics import NAMES
 from flask_sse_stream.tickets import Tickets
 from flask_sse_stream.wsgi import SSEMiddleware
@@ -530,10 +532,13 @@ def test_the_names_in_redis_are_those_that_the_page_lists(redis: RedisServer) ->
     page["sse"].publish_all("x", idempotency_key="report 7")
     page["sse"].lease("clock", 60)
     page["sse"].revoke(user="ann")
+    page["sse"].manager._answer("who asks how it is")
     table = (ROOT / "docs/redis.rst").read_text(encoding="utf-8").partition("What is in Redis\n")[2]
     listed = set(re.findall(r"^``(\{sse\}:.+?)``", table, re.MULTILINE))
     mark = next(iter(re.findall(r"``(\{sse\}:mark:\w+)``", table)))
-    assert listed | {mark} == {name.replace("\x01", "\\x01") for name in redis.cli("KEYS", "*")}
+    assert listed | {mark} == {
+        name.replace("\x01", "\\x01").replace("\x03", "\\x03") for name in redis.cli("KEYS", "*")
+    }
 
 
 def test_redis_takes_no_more_memory_than_the_page_says(redis: RedisServer) -> None:
@@ -807,3 +812,15 @@ def test_the_metrics_view_has_the_metrics_and_the_page_names_each_with_its_kind(
     assert {name: meaning for name, _, meaning in rows} == NAMES
     for name, kind, _ in rows:
         assert f"# TYPE {name} {kind}\n" in text
+
+
+def test_every_command_that_a_page_shows_is_one_with_these_options() -> None:
+    shown = []
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        shown += re.findall(r"^ *\$ (?:.*\| )?flask (?:--app \w+ )?sse (\w+)(.*)", text, re.MULTILINE)
+        shown += re.findall(r"^ *\$ python -m flask_sse_stream (\w+)(.*)", text, re.MULTILINE)
+    commands = {**main.commands, **sse.commands}
+    assert set(commands) <= {name for name, _ in shown}, "each is shown"
+    for name, arguments in shown:
+        commands[name].make_context(name, shlex.split(arguments, comments=True))

@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
     {"brokers.redis"},
     {"draining"},
     {"rounds", "listeners"},
-    {"revocations"},
+    {"revocations", "reports"},
     {"intake", "leaving", "stats"},
     {"pools"},
     {"progress"},
@@ -44,7 +44,10 @@ LAYERS: list[set[str]] = [
     {"testing.contracts.threads", "testing.contracts.greenlets"},
     {"testing"},
     {"compat.flask_sse"},
+    {"reading", "serving"},
+    {"tailing", "doctor", "bench"},
     {"cli"},
+    {"__main__"},
     {""},
 ]
 CONTRACTS = {module for row in LAYERS for module in row if module.startswith("testing.contracts")}
@@ -53,13 +56,13 @@ PACKAGES = {"brokers", "transports", "compat"}  # hold nothing but their docstri
 
 # Where a package that the core can do without may be imported.
 ONLY_IN = {
-    "gevent": {"transports.gevent", "testing.contracts.greenlets"},
+    "gevent": {"transports.gevent", "serving", "testing.contracts.greenlets"},
     "greenlet": {"transports.gevent"},
     "redis": {"brokers.redis_errors", "brokers.redis_link", "compat.flask_sse"},
     "flask": {"shortcut", "client", "signals", "responses", "extension", "compat.flask_sse", "cli"},
     "werkzeug": {"responses", "extension", "testing.client", "cli"},
     "blinker": {"signals"},
-    "click": {"cli"},
+    "click": {"cli", "__main__"},
     "celery": {"celery"},
     "sqlalchemy": {"sqlalchemy"},
     "itsdangerous": {"tickets"},

@@ -29,9 +29,20 @@ def ready() -> ResponseReturnValue:
     return {"reasons": health.reasons}, 200 if health.ok else 503
 
 
-@app.get("/pid")
-def pid() -> ResponseReturnValue:
-    return str(os.getpid())
+@app.get("/count/<key>")
+def count(key: str) -> ResponseReturnValue:
+    return str(sse.count(key))
+
+
+@app.post("/close/<key>")
+def close(key: str) -> ResponseReturnValue:
+    return {"closed": sse.close(key, reconnect=True)}
+
+
+@app.after_request
+def tell_the_process(response: Response) -> Response:
+    response.headers["X-Process"] = str(os.getpid())
+    return response
 
 
 @app.post("/publish/<key>")
