@@ -147,8 +147,9 @@ class Keeper:
             if jobs is not None:
                 jobs._keeper = waiter
             while jobs is not None and pid == os.getpid() and jobs._tick():
+                seconds = jobs._tick_seconds()
                 jobs = None  # nothing that waits keeps an application alive that is otherwise gone
-                waiter.wait(_TICK_SECONDS)
+                waiter.wait(seconds)
                 jobs = reference()
 
         current_runtime().spawn(keep, "sse-jobs")
@@ -167,6 +168,10 @@ class Keeper:
         keeper = self._keeper
         if keeper is not None:
             keeper.wake()
+
+    def _tick_seconds(self) -> float:
+        manager = self._manager()
+        return _TICK_SECONDS if manager is None else min(_TICK_SECONDS, manager.settings.job_lease / 3)
 
     def _tick(self) -> bool:
         """Do what is due; say whether to come back."""

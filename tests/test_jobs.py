@@ -13,8 +13,9 @@ from flask.testing import FlaskClient
 from support import wait_for
 
 from flask_sse_stream import SSE, Job, JobClosed, JobState
+from flask_sse_stream.brokers.base import Gap, Life
 from flask_sse_stream.errors import BrokerError, EventError
-from flask_sse_stream.event import Event
+from flask_sse_stream.event import Event, Message
 from flask_sse_stream.keeper import Keeper
 from flask_sse_stream.keys import JobKey
 from flask_sse_stream.stream import CloseReason
@@ -319,14 +320,27 @@ def test_a_producer_that_dies_without_a_word_fails_its_job_where_it_is_read(capl
     assert "'work' has failed: its producer was not heard of" in caplog.text
 
 
-def test_a_producer_that_lives_keeps_its_job_however_long_it_says_nothing() -> None:
-    house = room(job_lease=0.6)
+def test_a_producer_that_lives_keeps_its_job_however_long_it_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr("flask_sse_stream.keeper.time", clock)
+    house = room(job_lease=10)
+    keeper = Keeper.of(house.manager)
     with job(house) as work:
         house.open(JobKey.of("work"))
-        renewed = Keeper.of(house.manager)._producers["work"].renewed
-        wait_for(lambda: Keeper.of(house.manager)._producers["work"].renewed > renewed + 1.5, "it is renewed twice")
+        for _ in range(20):
+            clock.now += 4
+            keeper._tick()
         assert work.state is JobState.RUNNING
-    assert work.state is JobState.DONE
+        keeper._producers.clear()
+        for _ in range(5):
+            clock.now += 4
+            keeper._tick()
+        assert work.state is JobState.FAILED
+
+
+@pytest.mark.parametrize(("lease", "tick"), [(0.6, 0.2), (2.4, 0.8), (10, 1.0)])
+def test_a_lease_is_renewed_well_before_it_ends(lease: float, tick: float) -> None:
+    assert Keeper.of(room(job_lease=lease).manager)._tick_seconds() == pytest.approx(tick)
 
 
 def test_a_task_that_is_tried_again_takes_up_what_nobody_was_told_had_failed() -> None:
@@ -382,6 +396,21 @@ def test_a_broker_that_is_gone_leaves_no_producer_that_seems_to_live(
     house.open(JobKey.of("work"))
     assert job(house).follow()
     wait_for(lambda: job(house).state is JobState.FAILED, "readers are told")
+
+
+def test_a_log_that_lost_what_a_reader_waits_for_has_him_come_back_and_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    for news in (
+        lambda windows: Gap(JobKey.of("work"), windows.epoch, windows.head + 5),
+        lambda windows: Life("another", 7),
+    ):
+        house = room()
+        job(house).send("one")
+        stream, ordinary = house.open(JobKey.of("work")), house.open("k")
+        house.data(stream)
+        house.manager.deliver(news(house.manager._windows))
+        house.manager.deliver(Message(JobKey.of("work"), house.manager._windows.epoch or "", 99, b"data: x\n\n", 0.0))
+        assert house.data(stream) == []
+        assert (stream.reason, ordinary.reason) == (CloseReason.ROTATED, None)
 
 
 # Bad input

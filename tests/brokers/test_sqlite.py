@@ -23,10 +23,12 @@ from fakes import House
 from hypothesis import settings as hypothesis_settings
 from support import ROOT, wait_for
 
+from flask_sse_stream import Job, JobClosed, JobState, Publisher
 from flask_sse_stream.brokers.base import Broker, Delivery, Gap, History, Position, broker_from_url
 from flask_sse_stream.brokers.sqlite import SQLiteBroker
 from flask_sse_stream.errors import BrokerError, SettingsError
 from flask_sse_stream.event import Message
+from flask_sse_stream.keys import JobKey
 from flask_sse_stream.settings import Settings
 from flask_sse_stream.testing.contracts.broker import BrokerContract, body, place
 from flask_sse_stream.testing.contracts.jobs import JobContract
@@ -52,6 +54,23 @@ class TestJobsOverSQLite(JobContract):
 
     def house(self, **options: object) -> House:
         return House(broker_url=self.url, **options)
+
+    def test_a_process_without_streams_works_on_a_job_and_hears_that_it_is_cancelled(self) -> None:
+        house, _ = self.two()
+        job = Job(house.manager, "work")
+        assert job.open()
+        stream = house.open(JobKey.of("work"))
+        with Publisher(self.url) as publisher:
+            assert publisher.job("work").run(["one", "two"])
+            with pytest.raises(JobClosed, match="is over"):
+                publisher.job("work").run(["again"])
+            assert self.read(house, stream, "") == [(None, "one"), (None, "two"), ("done", "")]
+            with publisher.job("another") as other:
+                assert Job(house.manager, "another").cancel()
+                wait_for(lambda: other.cancelled, "it hears of it")
+            unended = publisher.job("never ended")
+            unended._begin(fresh=False)
+        assert Job(house.manager, "never ended").state is JobState.FAILED
 
 
 class Log:

@@ -47,7 +47,7 @@ class Jobs:
 def jobs(request: pytest.FixtureRequest, serve: Serve) -> Iterator[Jobs]:
     options = request.param
     here, there = (
-        serve(*options, "-w", workers, app="jobs_app:app", SSE_JOB_LEASE="2", SSE_RETRY="50") for workers in "21"
+        serve(*options, "-w", workers, app="jobs_app:app", SSE_JOB_LEASE="4", SSE_RETRY="50") for workers in "21"
     )
     here.wait_for_workers(2)
     jobs = Jobs(here, there)

@@ -135,19 +135,9 @@ class JobContract:
         assert self.read(there, stream, "interrupted") == [(None, "half"), ("failed", "interrupted")]
         assert Job(here.manager, "work").state is JobState.FAILED
 
-    def test_a_reader_elsewhere_does_not_end_a_job_that_lives_and_is_silent(self) -> None:
-        here, there = self.two(job_lease=0.6)
-        with Job(here.manager, "work") as work:
-            there.open(JobKey.of("work"))
-            assert Job(there.manager, "work").follow()
-            renewed = Keeper.of(here.manager)._producers["work"].renewed
-            wait_for(lambda: Keeper.of(here.manager)._producers["work"].renewed > renewed + 1.2, "it is renewed")
-            work.done("all")
-        assert Job(there.manager, "work").state is JobState.DONE
-
     def test_a_job_that_nobody_reads_any_more_is_stopped_if_it_is_to_be(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("flask_sse_stream.keeper._TICK_SECONDS", 0.1)
-        here, there = self.two(job_lease=0.5)
+        here, there = self.two()
         stopped = threading.Event()
 
         def tick() -> Iterator[str]:
