@@ -93,7 +93,9 @@ def test_a_job_ends_once_and_nothing_is_read_after_its_end() -> None:
     work, other = job(house), job(house)
     work.send("one")
     stream = house.open(JobKey.of("work"))
+    published = house.manager.stats().published
     assert (other.cancel(), work.done(), other.failed(), other.cancel()) == (True, False, False, False)
+    assert house.manager.stats().published == published + 1
     work.send("too late")
     wanted = [(None, "one"), ("cancelled", "")]
     assert [(event.event, event.data) for event in house.events(stream)] == wanted
@@ -358,6 +360,42 @@ def test_a_task_that_is_tried_again_takes_up_what_nobody_was_told_had_failed() -
 
     wait_for(again, "its lease ends")
     assert told(house) == [(None, "one"), (None, "two"), ("done", "")]
+
+
+def test_work_whose_producer_is_gone_is_not_begun_again_by_a_reload() -> None:
+    house = room(job_lease=0.5)
+    work = job(house)
+    work._begin(fresh=True)
+    Keeper.of(house.manager)._producers.clear()
+    wait_for(lambda: house.manager.hold(f"{work.key} work", "me", 0), "its lease ends")
+    assert not job(house).start(["again"])
+    assert told(house) == []
+
+
+def test_a_producer_that_lost_its_lease_ends(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr("flask_sse_stream.keeper.time", clock)
+    house = room(job_lease=10)
+    with job(house) as work:
+        clock.now += 60  # as if the whole process had been stopped for so long
+        assert house.manager.hold(f"{work.key} work", "another", 10)
+        Keeper.of(house.manager)._tick()
+        assert work.cancelled
+        work.send("x")
+        raise AssertionError("send raises")
+    assert "this process was not heard of for too long" in caplog.text
+
+
+def test_a_producer_is_missed_also_where_its_beginning_is_no_longer_kept() -> None:
+    house = room(job_lease=0.5, job_events=10)
+    work = job(house)
+    work._begin(fresh=True)
+    for number in range(42):
+        work.send(str(number))
+    Keeper.of(house.manager)._producers.clear()
+    house.open(JobKey.of("work"))
+    assert job(house).follow()
+    wait_for(lambda: job(house).state is JobState.FAILED, "somebody notices")
 
 
 def test_what_is_worked_on_fails_when_the_process_ends() -> None:

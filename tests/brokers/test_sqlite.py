@@ -72,6 +72,21 @@ class TestJobsOverSQLite(JobContract):
             unended._begin(fresh=False)
         assert Job(house.manager, "never ended").state is JobState.FAILED
 
+    def test_jobs_that_said_nothing_for_long_are_deleted_and_others_are_not(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        house, _ = self.two(job_ttl=600)
+        for id in ("old", "older"):
+            Job(house.manager, id).send("x")
+        now = time.monotonic()
+        monkeypatch.setattr("flask_sse_stream.brokers.sqlite._machine_time", lambda: now + 700)
+        monkeypatch.setattr("flask_sse_stream.brokers.sqlite.random.random", lambda: 0.0)
+        Job(house.manager, "young").send("y")
+        house.manager.publish("k", "z")
+        with contextlib.closing(sqlite3.connect(tmp_path / "log.db")) as connection:
+            assert {key for (key,) in connection.execute("SELECT key FROM job_event")} == {JobKey.of("young")}
+            assert {key for (key,) in connection.execute("SELECT key FROM job")} == {JobKey.of("young")}
+
 
 class Log:
     """One database, and brokers as several processes would have them."""
