@@ -74,6 +74,7 @@ logger = logging.getLogger("flask_sse_stream")
 T = TypeVar("T")
 
 _OUTBOX_LIMIT: Final = 256  # a publisher that is so far ahead gives the flusher its turn
+_FARTHEST: Final = 10**16 - 1  # no log comes so far
 _TURN_SECONDS: Final = 0.1  # and goes on if nothing moves: a flusher that hangs must not hang publishers
 _DRAIN_GRACE: Final = 1.0  # for servers to see that clients were cut off
 _DRAIN_POLL: Final = 0.01
@@ -294,7 +295,9 @@ class PoolManager:
                 epoch, now = self._windows.epoch, time.monotonic()
                 wanted = self._windows.incomplete((key,), now)
                 self._windows.touch(key, now)
-            self._outside(lambda wanted=wanted: self._broker.cover((key,), wanted, None))  # type: ignore[misc]
+            # What another process has said before this was asked must not be missing, though it may be on its way.
+            newest = f"{epoch}-{_FARTHEST}"
+            self._outside(lambda wanted=wanted, at=newest: self._broker.cover((key,), wanted, at))  # type: ignore[misc]
             with self.lock:
                 self._intake.take_all()
                 if epoch == self._windows.epoch:

@@ -649,9 +649,9 @@ def test_a_film_is_a_job_that_its_task_ends() -> None:
     page = Page("docs/progress.rst")
     client = page["cinema"].test_client()
     film = client.post("/films").get_json()["film"]
-    page["cut_film"].apply((2,), task_id=film)
-    reader = Reader(page["cinema"], f"/films/{film}")  # as somebody who comes late
+    reader = Reader(page["cinema"], f"/films/{film}")
     assert reader.response.status_code == 200
+    page["cut_film"].apply((2,), task_id=film)
     events = reader.to_the_end()
     assert [event.event for event in events if event.event] == ["started", "progress", "progress", "done"]
     end = {"Last-Event-ID": reader.decoder.last_event_id}

@@ -137,7 +137,8 @@ class Broker(Protocol):
 
         ``after`` is the id that a client came with, and may be anything. On return every message of ``keys`` up to
         the position has been delivered, and every later one will be; and if ``after`` was given out by this log,
-        it is not beyond the position. A broker whose windows are the history need not fetch.
+        it is not beyond the position. With one of this life that is beyond every place, the position is not before
+        what the log had come to when it was asked. A broker whose windows are the history need not fetch.
         """
 
     def lease(self, name: str, holder: str, seconds: float) -> bool:

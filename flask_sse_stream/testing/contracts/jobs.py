@@ -71,6 +71,16 @@ class JobContract:
         assert (stream.reason, late.reason) == (CloseReason.ENDED, CloseReason.ENDED)
         assert Job(there.manager, "work").state is Job(here.manager, "work").state is JobState.DONE
 
+    def test_what_one_process_has_said_is_known_in_another_as_soon_as_it_is_asked(self) -> None:
+        here, there = self.two()
+        for number in range(50):
+            opened, read = Job(here.manager, f"work {number}"), Job(there.manager, f"work {number}")
+            assert read.state is None
+            assert not read.follow(), "and from here on it listens for it"
+            assert opened.open()
+            assert read.follow(), "or a browser that comes at once is answered 404 and gives up"
+            assert opened.state is Job(here.manager, f"work {number}").state is JobState.WAITING
+
     def test_a_reader_that_moves_to_another_process_has_each_event_once(self) -> None:
         here, there = self.two()
         work = Job(here.manager, "work")
