@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -266,29 +265,6 @@ class BrokerContract:
             late.cover([job], [job], None)
             kept = self.histories[job]
             assert (kept.floor, [message.id for message in kept.messages]) == (place(sent[9])[1], sent[10:])
-
-    def test_a_job_is_kept_whole_while_it_speaks_and_gone_when_it_has_not_for_long(self, started: Start) -> None:
-        options = {"job_ttl": 1.0, "history_ttl": 0.001}
-        broker, _ = started(**options)
-        if not broker.remembers:
-            return  # the windows are what remembers
-        job = JobKey.of("work")
-        began = time.monotonic()
-        sent = [broker.publish(job, body("first"))]
-        while time.monotonic() < began + 1.1:
-            sent.append(broker.publish(job, body("still here")))
-            time.sleep(0.05)
-        late, _ = started(**options)
-        late.cover([job], [job], None)
-        assert [message.id for message in self.histories[job].messages] == sent
-
-        def is_gone() -> bool:
-            again, _ = started(**options)
-            again.cover([job], [job], None)
-            again.close()
-            return not self.histories[job].messages
-
-        wait_for(is_gone, "it is gone")
 
     def test_the_end_of_a_job_is_told_apart_and_has_the_id_that_ends_a_stream(self, started: Start) -> None:
         for options in ({}, {"history_size": 0}):

@@ -5,6 +5,7 @@ A test class inherits it and says how the pool managers of two processes are mad
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -167,6 +168,29 @@ class JobContract:
         stream.close(CloseReason.PEER)
         wait_for(stopped.is_set, "it is stopped")
         assert Job(there.manager, "work").state is JobState.CANCELLED
+
+    def test_a_job_is_kept_whole_while_it_speaks_and_gone_when_it_has_not_for_long(self) -> None:
+        here, there = self.two(job_ttl=1.0, history_ttl=0.001)
+        jobs: list[Job] = []
+
+        def is_whole() -> bool:
+            work = Job(here.manager, f"work {len(jobs)}")
+            jobs.append(work)
+            moments = [time.monotonic()]
+            sent: list[str] = []
+            while moments[-1] < moments[0] + 1.2:
+                sent.append(work.send("still here"))
+                time.sleep(0.05)
+                moments.append(time.monotonic())
+            found = [message.id for message in there.manager.look(work.key)][1:]
+            moments.append(time.monotonic())
+            if any(later - earlier > 0.8 for earlier, later in itertools.pairwise(moments)):
+                return False  # on a machine that is slower than the job is kept: another attempt
+            assert found == sent
+            return True
+
+        wait_for(is_whole, "it was read in time", 60)
+        wait_for(lambda: Job(there.manager, jobs[-1].id).state is None, "it is gone")
 
     def test_a_job_that_says_more_than_is_kept_says_so_to_whoever_comes_late(self) -> None:
         here, there = self.two(job_events=20)
