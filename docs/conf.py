@@ -28,7 +28,7 @@ python_maximum_signature_line_length = 100
 # Names of other projects cannot be looked up without fetching their inventories; ours must all resolve.
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!flask_sse_stream\b).*")]
-nitpick_ignore_regex += [(r"py:class", r"flask_sse_stream\.\w+\._?[A-Z]")]  # type variables
+nitpick_ignore_regex += [(r"py:class", r"flask_sse_stream(\.\w+)+\._?[A-Z]")]  # type variables
 # Beside the other class of its name it would make that one's references ambiguous, so it has no entry.
 nitpick_ignore = [("py:class", "flask_sse_stream.compat.flask_sse.Message")]
 

@@ -16,6 +16,7 @@ The way of an event, and where each part of it lives:
 * ``progress``, ``celery``, ``sqlalchemy``: how far a loop is, what becomes of a task, and what a transaction has to say
   once it is committed.
 * ``settings``, ``errors``: what can be set, and what can go wrong.
+* ``testing``: what tests of applications, brokers and transports stand on.
 * ``compat``: the interfaces of other packages, for those who come over.
 """
 

@@ -771,6 +771,11 @@ class PoolManager:
 _managers: weakref.WeakSet[PoolManager] = weakref.WeakSet()
 
 
+def managers_of_this_process() -> list[PoolManager]:
+    """Give all that there are."""
+    return list(_managers)
+
+
 def _forked() -> None:
     for manager in list(_managers):
         manager._begin()

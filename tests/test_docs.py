@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 import textwrap
 import threading
@@ -718,6 +720,29 @@ def test_the_migration_pages_view_is_a_stream_only_where_it_was_asked_for_one() 
     app = Page("docs/migrating.rst")["app"]
     assert app.test_client().get("/progress").json == {"done": 0.5}
     assert len(Reader(app, "/progress?stream").to_the_end()) == 3
+
+
+def test_the_tests_of_the_page_about_testing_pass_and_fail_where_the_app_is_wrong() -> None:
+    page = Page("docs/testing.rst")
+    tests = [value for name, value in page.names.items() if name.startswith("test_") and not value.__code__.co_argcount]
+    assert len(tests) == 7
+    for test in tests:
+        test()
+    page["app"].view_functions["news"] = lambda: ("", 204)
+    with pytest.raises(AssertionError, match="published were: nothing"):
+        page["test_a_headline_is_published_once"]()
+
+
+@pytest.mark.live
+def test_the_page_about_testing_is_a_test_file(tmp_path: Path) -> None:
+    (tmp_path / "test_page.py").write_text("\n".join(block for _, block in blocks("docs/testing.rst")))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "flask_sse_stream.testing.plugin"]
+    chosen = ["-k", "news or headline or MyBroker or MyReplay or first_bytes or arrive", "test_page.py"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(
+        [*command, *chosen], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
 
 
 def test_the_app_that_was_moved_from_flask_sse_greets() -> None:

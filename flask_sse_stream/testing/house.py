@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..brokers.base import Broker, broker_from_url
 from ..event import Event, EventDecoder
 from ..pools import PoolManager
 from ..settings import Settings
@@ -68,8 +69,8 @@ class ManualRuntime:
 class House:
     """A pool manager with streams whose bytes the test takes, in one thread."""
 
-    def __init__(self, **options: object) -> None:
-        self.manager = PoolManager(Settings(**options))  # type: ignore[arg-type]
+    def __init__(self, *, broker: Callable[[Settings], Broker] = broker_from_url, **options: object) -> None:
+        self.manager = PoolManager(Settings(**options), broker=broker)  # type: ignore[arg-type]
         self.runtime = ManualRuntime()
         self.decoders: dict[Stream, EventDecoder] = {}
 

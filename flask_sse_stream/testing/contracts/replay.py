@@ -5,8 +5,11 @@ A test makes ``TestCase`` of a machine and says how a pool manager is made.
 
 from __future__ import annotations
 
-import hypothesis.strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+try:
+    import hypothesis.strategies as st
+    from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+except ImportError as error:
+    raise ImportError("the contract of replay needs Hypothesis: pip install hypothesis") from error
 
 from ...stream import CloseReason, Stream
 from ..house import House
