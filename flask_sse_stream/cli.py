@@ -361,3 +361,62 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         click.secho("  ".join(cells).rstrip(), bold=number == 0)
+
+
+# doctor
+
+_COLOURS: Final = {"ok": "green", "warning": "yellow", "problem": "red"}
+
+
+@sse.command()
+@click.option("--url", help="Open a stream at this URL, as browsers do, and see whether anything holds it back.")
+@click.option("--header", "-H", "headers", multiple=True, help="With --url: a header 'Name: value'. May be repeated.")
+@click.option(
+    "--gunicorn-config",
+    type=click.Path(dir_okay=False),
+    help="gunicorn's configuration, ./gunicorn.conf.py if that is there; GUNICORN_CMD_ARGS counts as well.",
+)
+@click.option("--strict", is_flag=True, help="Warnings are problems.")
+@click.option("--json", "as_json", is_flag=True, help="The findings as one JSON object.")
+@pass_script_info
+def doctor(
+    info: ScriptInfo,
+    url: str | None,
+    headers: tuple[str, ...],
+    gunicorn_config: str | None,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Find what keeps streams from working, each with its cure. The exit status is 1 if there is a problem.
+
+    Run it where the server runs: with its user, its environment, its limits. With --url it waits for a heartbeat, which
+    takes as long as SSE_PING_INTERVAL.
+    """
+    from dataclasses import asdict
+
+    from .doctor import Gunicorn, examine
+
+    manager = _manager(info)
+    found = []
+    try:
+        gunicorn = Gunicorn.read(gunicorn_config)
+        for finding in examine(manager, gunicorn=gunicorn, url=url, headers=_headers(headers)):
+            found.append(finding)
+            if not as_json:
+                level = click.style(f"{finding.level:<8}", fg=_COLOURS[finding.level], bold=finding.level != "ok")
+                click.echo(f"{level} {finding.check}: {finding.text}")
+                if finding.cure:
+                    click.echo(f"         -> {finding.cure}")
+                sys.stdout.flush()
+    except (SSEError, ValueError) as error:
+        raise _Failure(str(error)) from error
+    finally:
+        manager.shutdown()
+    bad = {"problem", "warning"} if strict else {"problem"}
+    well = not any(finding.level in bad for finding in found)
+    if as_json:
+        click.echo(json.dumps({"ok": well, "findings": [asdict(finding) for finding in found]}, indent=2))
+    elif gunicorn is None:
+        click.echo("         gunicorn was not looked at: name its --gunicorn-config", err=True)
+    if not well:
+        raise SystemExit(1)

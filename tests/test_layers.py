@@ -47,7 +47,8 @@ LAYERS: list[set[str]] = [
     {"testing"},
     {"compat.flask_sse"},
     {"reading", "serving"},
-    {"tailing", "doctor", "bench"},
+    {"tailing", "probing", "bench"},
+    {"doctor"},
     {"cli"},
     {"__main__"},
     {""},
@@ -71,6 +72,7 @@ ONLY_IN = {
     "pytest": {"testing.plugin", *CONTRACTS},
     "hypothesis": {"testing.contracts.replay"},
     "prometheus_client": {"metrics"},
+    "gunicorn": {"doctor"},
 }
 
 
