@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, session
 from flask.typing import ResponseReturnValue
@@ -33,6 +33,9 @@ from flask_sse_stream import (
 )
 from flask_sse_stream.brokers.base import Broker, BrokerStats, Deliver, Idle, Position, never_idle
 from flask_sse_stream.celery import publish_task_events
+from flask_sse_stream.compat.flask_sse import Message as FlaskSSEMessage
+from flask_sse_stream.compat.flask_sse import ServerSentEventsBlueprint
+from flask_sse_stream.compat.flask_sse import sse as flask_sse
 from flask_sse_stream.event import Message
 from flask_sse_stream.extension import (
     EventStreamResponse,
@@ -43,7 +46,19 @@ from flask_sse_stream.extension import (
 )
 from flask_sse_stream.pools import Stats
 from flask_sse_stream.sqlalchemy import after_commit_stats, publish_after_commit, publish_all_after_commit
+from flask_sse_stream.testing import (
+    EventReader,
+    Publications,
+    RecordingBroker,
+    record_broker,
+    record_published,
+    sse_client,
+    sse_clock,
+)
 from flask_sse_stream.wsgi import Source, SSEMiddleware, last_event_id, respond
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
 
 # Registering
 
@@ -146,8 +161,8 @@ def all_of_a_stream(stream: Stream) -> None:
 
 
 def gone(stream: Stream, reason: CloseReason) -> int:
-    assert_type(reason.value, str)
-    return 5
+    name: str = reason.value
+    return len(name)
 
 
 def text_of(reason: CloseReason) -> str:
@@ -268,7 +283,7 @@ own: Broker = OwnBroker(Settings())
 assert_type(manager.publish("news", 5), str)
 assert_type(manager.keys(), list[str])
 assert_type(manager.shutdown(), None)
-app.wsgi_app = SSEMiddleware(app.wsgi_app, manager)  # type: ignore[method-assign]
+served: WSGIApplication = SSEMiddleware(app.wsgi_app, manager)
 
 # Progress
 
@@ -317,3 +332,32 @@ def tasks_and_transactions(celery: object, session: Session) -> None:
 
 
 def lost(error: Exception, key: str | None, event: Event) -> None: ...
+
+
+# Flask-SSE's interface, and tests
+
+
+def greet() -> Iterator[str]:
+    assert_type(flask_sse, ServerSentEventsBlueprint)
+    assert_type(flask_sse.publish({"message": "Hello!"}, type="greeting", channel="users"), str)
+    assert_type(flask_sse.manager, PoolManager)
+    for message in flask_sse.messages("users", last_event_id="epoch-1"):
+        assert_type(message, FlaskSSEMessage)
+        yield str(message)
+
+
+def test() -> None:
+    with sse_client(app, timeout=1) as client, sse_clock() as clock:
+        stream = client.get("/stream", query_string={"connectKey": "news"})
+        assert_type(stream, EventReader)
+        assert_type(stream.next(timeout=1), Event)
+        assert_type(stream.take(2), list[Event])
+        assert_type(stream.reconnect().last_event_id, str)
+        assert_type(stream.comment(), str)
+        clock.advance(10)
+        clock.advance("10")  # type: ignore[arg-type]
+    with record_published(app) as published, record_broker(sse) as broker, broker.failing("publish"):
+        assert_type(published, Publications)
+        assert_type(published.assert_published("news", data={"title": "hi"}), Event)
+        assert_type(broker, RecordingBroker)
+    assert_type(PoolManager(broker=RecordingBroker), PoolManager)
