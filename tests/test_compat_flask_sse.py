@@ -17,6 +17,7 @@ from support import wait_for
 
 from flask_sse_stream import SSE, AccessDenied, Event, EventDecoder, EventError, PoolManager, SettingsError
 from flask_sse_stream.compat.flask_sse import Message, ServerSentEventsBlueprint, sse
+from flask_sse_stream.testing import EventReader, sse_client
 
 
 class Kind(str, enum.Enum):
@@ -50,20 +51,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[PoolManager]]:
         shut_down(manager)
 
 
-class Reader:
-    def __init__(self, app: Flask, query: str = "", last_event_id: str = "") -> None:
-        headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
-        self.response = app.test_client().get(f"/stream?{query}", headers=headers)
-        assert self.response.status_code == 200, self.response.get_data(as_text=True)
-        self.chunks = iter(self.response.response)
-        self.decoder = EventDecoder()
-        self.events = self.decoder.feed(next(self.chunks))
-
-    def take(self, number: int) -> list[Event]:
-        while len(self.events) < number:
-            self.events += self.decoder.feed(next(self.chunks))
-        taken, self.events = self.events[:number], self.events[number:]
-        return taken
+def listen(app: Flask, query: str = "", last_event_id: str | None = None) -> EventReader:
+    return sse_client(app, timeout=30).get(f"/stream?{query}", last_event_id=last_event_id)
 
 
 MESSAGES: list[dict[str, Any]] = [
@@ -96,13 +85,13 @@ def test_what_flask_sse_sends_is_sent(app: Flask, fields: dict[str, Any]) -> Non
         # There, a message goes through Redis as JSON before it is written.
         theirs = flask_sse.Message(**flask_sse.json.loads(flask_sse.json.dumps(flask_sse.Message(**fields).to_dict())))
         wanted = on_the_wire(str(theirs))
-        reader = Reader(app)
+        reader = listen(app)
         identifier = sse.publish(**fields)
     [event] = reader.take(1)
     assert (event.data, event.event, event.retry) == (wanted.data, wanted.event, wanted.retry)
     assert event.id == identifier
     assert wanted.id in (None, identifier)
-    reader.response.close()
+    reader.close()
 
 
 @pytest.mark.parametrize("fields", MESSAGES, ids=str)
@@ -128,7 +117,7 @@ def test_what_cannot_be_sent_is_the_publishers_error(app: Flask, fields: dict[st
 
 
 def test_arguments_may_be_given_by_their_places_and_are_for_their_channel_alone(app: Flask) -> None:
-    reader, other = Reader(app, "channel=users.social"), Reader(app)
+    reader, other = listen(app, "channel=users.social"), listen(app)
     with app.app_context():
         sse.publish("x", "greeting", 7, 500, "users.social")
         sse.publish("for the others")
@@ -136,18 +125,18 @@ def test_arguments_may_be_given_by_their_places_and_are_for_their_channel_alone(
     assert (event.data, event.event, event.id, event.retry) == ("x", "greeting", "7", 500)
     assert [event.data for event in other.take(1)] == ["for the others"]
     for each in (reader, other):
-        each.response.close()
+        each.close()
 
 
 def test_a_client_that_comes_back_is_given_what_it_missed(app: Flask) -> None:
-    reader = Reader(app, "channel=")
+    reader = listen(app, "channel=")
     with app.app_context():
         seen = sse.publish("seen")
-        reader.response.close()
+        reader.close()
         sse.publish("missed")
-    again = Reader(app, last_event_id=seen)
+    again = listen(app, last_event_id=seen)
     assert [event.data for event in again.take(1)] == ["missed"]
-    again.response.close()
+    again.close()
 
 
 def test_the_blueprint_has_its_name_and_its_endpoint(app: Flask) -> None:
@@ -173,21 +162,20 @@ def test_a_second_channel_is_no_way_around_a_hook_that_asks_about_the_first() ->
     app.config.update(SSE_BROKER_URL="memory://")
     app.register_blueprint(guarded, url_prefix="/stream")
     assert app.test_client().get("/stream?channel=secret").status_code == 403
-    reader = Reader(app, "channel=open&channel=secret")
+    reader = listen(app, "channel=open&channel=secret")
     with app.app_context():
         guarded.publish("not for it", channel="secret")
         guarded.publish("for it", channel="open")
     assert [event.data for event in reader.take(1)] == ["for it"]
-    reader.response.close()
+    reader.close()
 
 
 def test_settings_of_ours_count(app: Flask, made: list[PoolManager]) -> None:
     app.config.update(SSE_PUBLIC_KEYS=["open-*"], SSE_RETRY=77)
     client = app.test_client()
     assert client.get("/stream?channel=closed").status_code == 403
-    response = client.get("/stream?channel=open-1")
-    assert next(iter(response.response)).startswith(b"retry: 77\n")
-    response.close()
+    with listen(app, "channel=open-1") as stream:
+        assert (stream.comment(), stream.retry) == ("open", 77)
     with new_app(SSE_MISSPELT=1).app_context(), pytest.raises(SettingsError, match="SSE_MISSPELT"):
         sse.publish("x")
 
@@ -202,25 +190,25 @@ def test_an_extension_of_the_apps_own_lends_its_pools_and_its_say(app: Flask) ->
         return list(keys)
 
     assert app.test_client().get("/stream?channel=secret").status_code == 403
-    reader = Reader(app, "channel=news")
+    reader = listen(app, "channel=news")
     ours.publish("news", "one")
     with app.app_context():
         sse.publish("two", channel="news")
         assert sse.manager is app.extensions["sse_stream"]
     assert [event.data for event in reader.take(2)] == ["one", "two"]
-    reader.response.close()
+    reader.close()
 
 
 def test_each_app_has_pools_of_its_own_and_two_first_requests_make_one() -> None:
     apps = [new_app("one"), new_app("two")]
-    readers = [Reader(app) for app in apps]
+    readers = [listen(app) for app in apps]
     with apps[0].app_context():
         sse.publish("for one")
     with apps[1].app_context():
         sse.publish("for two")
     assert [reader.take(1)[0].data for reader in readers] == ["for one", "for two"]
     for reader in readers:
-        reader.response.close()
+        reader.close()
     app = new_app("three")
     found: list[PoolManager] = []
 
@@ -255,11 +243,11 @@ def test_the_redis_is_that_of_the_config_however_late_it_is_set() -> None:
 def test_without_a_redis_events_stay_in_the_process_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
     app = Flask("without")
     app.register_blueprint(sse, url_prefix="/stream")
-    reader = Reader(app)
+    reader = listen(app)
     with app.app_context():
         sse.publish("x")
     assert reader.take(1)[0].data == "x"
-    reader.response.close()
+    reader.close()
     assert caplog.text.count("set REDIS_URL") == 1
 
 
