@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from .errors import BrokerError, EventError, JobClosed
 from .event import Event
-from .keeper import SAY_SECONDS, JobState, Keeper, Producer, end_job, is_over, mark, state_of
+from .keeper import SAY_SECONDS, JobState, Keeper, Producer, end_job, is_over, is_to_be_heard, mark, say_heard, state_of
 from .keys import JOB_ENDS, JobKey
 from .pools import PoolManager, check_key
 from .transports.base import current_runtime
@@ -123,8 +123,11 @@ class Job:
 
         For what answers requests. Raises :class:`BrokerError`.
         """
-        if not self._known:
-            self._known = self.state is not None
+        if not self._known and self._is_possible():
+            messages = self._manager.look(self.key)
+            self._known = state_of(messages, self._manager.settings.job_ttl) is not None
+            if is_to_be_heard(messages):
+                say_heard(self._manager, self.id)  # at once: the keeper comes to it only after the stream has begun
         if self._known:
             Keeper.of(self._manager).watch()
         return self._known

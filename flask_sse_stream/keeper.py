@@ -25,7 +25,18 @@ from .keys import JOB_ENDS, JOB_MARK, JobKey, is_job, shown
 from .pools import PoolManager
 from .transports.base import Task, Waiter, current_runtime
 
-__all__ = ["SAY_SECONDS", "JobState", "Keeper", "Producer", "end_job", "is_over", "mark", "state_of"]
+__all__ = [
+    "SAY_SECONDS",
+    "JobState",
+    "Keeper",
+    "Producer",
+    "end_job",
+    "is_over",
+    "is_to_be_heard",
+    "mark",
+    "say_heard",
+    "state_of",
+]
 
 logger = logging.getLogger("flask_sse_stream")
 
@@ -220,8 +231,7 @@ class Keeper:
             del self._looked[id]
         self._heard &= keys
         for id in self._heard:
-            # By one name for the readers of all processes: any of them may hold it for longer.
-            manager.hold(_read_lease(id), "readers", 3 * _TICK_SECONDS)
+            say_heard(manager, id)
         for id in keys:
             if now - self._looked.get(id, -every) < every:
                 continue
@@ -231,8 +241,9 @@ class Keeper:
 
     def _check(self, manager: PoolManager, id: str) -> None:
         messages = manager.look(JobKey.of(id))
-        if any((mark := _mark_of(message)) is not None and mark[1].endswith("heard") for message in messages):
+        if is_to_be_heard(messages):
             self._heard.add(id)
+            say_heard(manager, id)
         # One that is over has been told, and one that waits has no producer that could have gone.
         if state_of(messages, manager.settings.job_ttl) is not JobState.RUNNING or not _was_begun(messages):
             return
@@ -290,6 +301,17 @@ def state_of(messages: Sequence[Message], longest: float) -> JobState | None:
     if len(marks) == len(messages) and all(mark[1] == "wait" for mark in marks):
         return JobState.WAITING
     return JobState.RUNNING
+
+
+def is_to_be_heard(messages: Sequence[Message]) -> bool:
+    """Whether its producer wants to know if it is read."""
+    return any((mark := _mark_of(message)) is not None and mark[1].endswith("heard") for message in messages)
+
+
+def say_heard(manager: PoolManager, id: str) -> None:
+    """Tell a job's producer that it is read, for the next moments."""
+    # By one name for the readers of all processes: any of them may hold it for longer.
+    manager.hold(_read_lease(id), "readers", 3 * _TICK_SECONDS)
 
 
 def _was_begun(messages: Sequence[Message]) -> bool:

@@ -340,6 +340,53 @@ def test_a_producer_that_lives_keeps_its_job_however_long_it_says_nothing(monkey
         assert work.state is JobState.FAILED
 
 
+def test_a_job_is_stopped_when_nobody_reads_it_here_or_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr("flask_sse_stream.keeper.time", clock)
+    house = room()
+    keeper = Keeper.of(house.manager)
+    work = Job(house.manager, "work", stop_when_unread=5)
+    work._begin(fresh=True)
+    stream = house.open(JobKey.of("work"))
+
+    def after_ticks(count: int) -> JobState | None:
+        for _ in range(count):
+            clock.now += 1
+            keeper._tick()
+        return work.state
+
+    assert after_ticks(20) is JobState.RUNNING, "it is read here"
+    stream.close(CloseReason.PEER)
+    clock.now += 4
+    for _ in range(5):
+        assert job(house).follow(), "as another process that has a reader would"
+        assert after_ticks(2) is JobState.RUNNING
+    assert after_ticks(20) is JobState.CANCELLED
+
+
+def test_readers_are_made_known_to_a_producer_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr("flask_sse_stream.keeper.time", clock)
+    house = room()
+    keeper = Keeper.of(house.manager)
+    work = Job(house.manager, "work", stop_when_unread=5)
+    work._begin(fresh=True)
+    keeper._producers.clear()  # it is another process's
+    stream = house.open(JobKey.of("work"))
+
+    def is_read() -> bool:
+        keeper._tick()
+        return not house.manager.hold(f"{work.key} read", "producer", 0)
+
+    for _ in range(5):
+        assert is_read()
+        clock.now += 1.5
+    stream.close(CloseReason.PEER)
+    keeper._tick()
+    clock.now += 4
+    assert not is_read()
+
+
 @pytest.mark.parametrize(("lease", "tick"), [(0.6, 0.2), (2.4, 0.8), (10, 1.0)])
 def test_a_lease_is_renewed_well_before_it_ends(lease: float, tick: float) -> None:
     assert Keeper.of(room(job_lease=lease).manager)._tick_seconds() == pytest.approx(tick)

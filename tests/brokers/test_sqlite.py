@@ -30,6 +30,7 @@ from flask_sse_stream.errors import BrokerError, SettingsError
 from flask_sse_stream.event import Message
 from flask_sse_stream.keys import JobKey
 from flask_sse_stream.settings import Settings
+from flask_sse_stream.stream import CloseReason
 from flask_sse_stream.testing.contracts.broker import BrokerContract, body, place
 from flask_sse_stream.testing.contracts.jobs import JobContract
 from flask_sse_stream.testing.contracts.replay import OutsideReplayMachine
@@ -71,6 +72,29 @@ class TestJobsOverSQLite(JobContract):
             unended = publisher.job("never ended")
             unended._begin(fresh=False)
         assert Job(house.manager, "never ended").state is JobState.FAILED
+
+    def test_a_job_that_nobody_reads_any_more_is_stopped_if_it_is_to_be(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("flask_sse_stream.keeper._TICK_SECONDS", 0.3)
+        here, there = self.two()
+        stopped = threading.Event()
+
+        def tick() -> Iterator[str]:
+            try:
+                while True:
+                    yield "tick"
+                    stopped.wait(0.05)
+            finally:
+                stopped.set()
+
+        assert Job(here.manager, "work", stop_when_unread=1.5).start(tick())
+        stream = there.open(JobKey.of("work"))
+        assert Job(there.manager, "work").follow()
+        began = time.monotonic()
+        wait_for(lambda: stopped.is_set() or time.monotonic() > began + 2.5, "it goes on while it is read")
+        assert not stopped.is_set()
+        stream.close(CloseReason.PEER)
+        wait_for(stopped.is_set, "it is stopped")
+        assert Job(there.manager, "work").state is JobState.CANCELLED
 
     def test_jobs_that_said_nothing_for_long_are_deleted_and_others_are_not(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

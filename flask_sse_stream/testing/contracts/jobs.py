@@ -146,29 +146,6 @@ class JobContract:
         assert self.read(there, stream, "interrupted") == [(None, "half"), ("failed", "interrupted")]
         assert Job(here.manager, "work").state is JobState.FAILED
 
-    def test_a_job_that_nobody_reads_any_more_is_stopped_if_it_is_to_be(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("flask_sse_stream.keeper._TICK_SECONDS", 0.1)
-        here, there = self.two()
-        stopped = threading.Event()
-
-        def tick() -> Iterator[str]:
-            try:
-                while True:
-                    yield "tick"
-                    stopped.wait(0.05)
-            finally:
-                stopped.set()
-
-        assert Job(here.manager, "work", stop_when_unread=0.6).start(tick())
-        stream = there.open(JobKey.of("work"))
-        assert Job(there.manager, "work").follow()
-        began = time.monotonic()
-        wait_for(lambda: stopped.is_set() or time.monotonic() > began + 1.5, "it goes on while it is read")
-        assert not stopped.is_set()
-        stream.close(CloseReason.PEER)
-        wait_for(stopped.is_set, "it is stopped")
-        assert Job(there.manager, "work").state is JobState.CANCELLED
-
     def test_a_job_is_kept_whole_while_it_speaks_and_gone_when_it_has_not_for_long(self) -> None:
         here, there = self.two(job_ttl=1.0, history_ttl=0.001)
         jobs: list[Job] = []
