@@ -156,6 +156,21 @@ def test_a_paused_client_lets_events_wait_and_is_cut_off_when_it_is_stuck(
         assert inside.reason == "stalled"
 
 
+def test_what_is_to_be_done_at_the_end_of_a_response_is_done_once(client: SSEClient, app: Flask) -> None:
+    done: list[bool] = []
+
+    @app.after_request
+    def when_it_ends(response: Response) -> Response:
+        response.call_on_close(lambda: done.append(True))
+        return response
+
+    stream = client.get("/stream?connectKey=news")
+    stream.close()
+    wait_for(lambda: stream._is_over, "the code beside the test has ended", LONG)
+    client.close()
+    assert done == [True]
+
+
 def test_leaving_ends_the_stream_at_once(client: SSEClient, manager: PoolManager) -> None:
     with client.get("/stream?connectKey=news"):
         assert manager.count("news") == 1

@@ -210,6 +210,8 @@ class EventReader:
             if "already executing" not in str(error):
                 raise
             self._is_body_closed = False
+            if self._is_over:  # which it may just have done
+                self._close_body()
 
     def _what_came(self) -> str:
         comments = f", and {len(self.comments)} comments came" if self.comments else ""
