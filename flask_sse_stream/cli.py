@@ -11,18 +11,25 @@ import os
 import select
 import signal
 import sys
-import time
 from collections.abc import Iterable
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import click
 from flask.cli import ScriptInfo, pass_script_info
 
-from .errors import SSEError
-from .event import Event
+from .errors import SettingsError, SSEError
 from .pools import PoolManager
-from .reports import Report, inquire
+from .reports import inquire
+from .showing import (
+    KEY_HEAD,
+    PROCESS_HEAD,
+    as_json_line,
+    as_text,
+    figure_rows,
+    key_rows,
+    masked,
+    process_rows,
+)
 from .tailing import Line, follow_broker, follow_url
 
 __all__ = ["main", "sse"]
@@ -54,7 +61,10 @@ class _Failure(click.ClickException):
 
 
 def _manager(info: ScriptInfo) -> PoolManager:
-    app = info.load_app()
+    try:
+        app = info.load_app()
+    except SettingsError as error:
+        raise _Failure(str(error)) from error
     manager = app.extensions.get("sse_stream")
     if not isinstance(manager, PoolManager):
         raise _Failure(f"the app {app.import_name!r} has no SSE extension: call SSE(app), or init_app(app), in it")
@@ -66,14 +76,6 @@ def _shared(info: ScriptInfo, what: str, instead: str) -> PoolManager:
     if not manager.reaches_other_processes:
         raise _Failure(_UNREACHABLE.format(what=what, instead=instead))
     return manager
-
-
-def _masked(url: str) -> str:
-    """Show a broker's URL without its password."""
-    parts = urlsplit(url)
-    login, at, hosts = parts.netloc.rpartition("@")
-    user = login.partition(":")[0]
-    return f"{parts.scheme}://{f'{user}:***' if at else ''}{at}{hosts}{parts.path}"
 
 
 # run
@@ -100,16 +102,15 @@ def run(info: ScriptInfo, host: str, port: int, access_log: bool, patch: bool) -
     if patch:
         serving.patch()
     files = serving.raise_descriptors()
-    app = info.load_app()
     manager = _manager(info)
-    settings = manager.settings
+    app, settings = info.load_app(), manager.settings
 
     def ready(port: int) -> None:
         where = f"[{host}]" if ":" in host else host
         click.echo(f"Serving {app.import_name} on http://{where}:{port} (pid {os.getpid()}), Ctrl-C ends it")
         click.echo(
             f"  up to {settings.max_clients} streams at {settings.path or 'no path (SSE_PATH is None)'}, {files} open "
-            f"files, broker {_masked(settings.broker_url)}, standard library {'patched' if patch else 'not patched'}"
+            f"files, broker {masked(settings.broker_url)}, standard library {'patched' if patch else 'not patched'}"
         )
         if files < settings.max_clients + 100:
             click.echo(
@@ -232,7 +233,7 @@ def _show(lines: Iterable[Line], *, as_json: bool) -> None:
                 where = f" {line.key!r}" if line.key is not None else ""
                 click.secho(f"--{where} {line.notice}", fg="yellow", err=True)
             elif line.event is not None:
-                click.echo(_as_json(line.key, line.event) if as_json else _as_text(line.key, line.event))
+                click.echo(as_json_line(line.key, line.event) if as_json else as_text(line.key, line.event))
             elif gone.poll(0):
                 break
             if line.event is not None:
@@ -245,33 +246,6 @@ def _show(lines: Iterable[Line], *, as_json: bool) -> None:
         return
     # What is still in a buffer has nobody to read it, and Python would complain of that at its end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _as_json(key: str | None, event: Event) -> str:
-    found = {"key": key, "event": event.event, "id": event.id, "data": event.data, "retry": event.retry}
-    if event.comment is not None:
-        found["comment"] = event.comment
-    return json.dumps({name: value for name, value in found.items() if value is not None}, ensure_ascii=False)
-
-
-def _as_text(key: str | None, event: Event) -> str:
-    parts = [click.style(time.strftime("%H:%M:%S"), dim=True)]
-    if key is not None:
-        parts.append(click.style(_printable(key), fg="cyan"))
-    if event.event is not None:
-        parts.append(click.style(_printable(event.event), fg="green", bold=True))
-    if event.data is not None:
-        # Escape sequences of somebody else's are not for this terminal.
-        parts.append("\n    ".join(map(_printable, event.data.split("\n"))))
-    if event.comment is not None:
-        parts.append(click.style(f": {_printable(event.comment)}", dim=True))
-    if event.id is not None:
-        parts.append(click.style(f"({_printable(event.id)})", dim=True))
-    return " ".join(parts)
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() or character == "\t" else "�" for character in text)
 
 
 # ps
@@ -300,56 +274,14 @@ def ps(info: ScriptInfo, wait: float, as_json: bool) -> None:
     if not reports:
         click.echo(f"No process answered within {wait:g} s: none has had a stream, or none runs.", err=True)
         return
-    _table(
-        ("PROCESS", "UP", "STREAMS", "QUEUED", "LAG p50", "LAG p99", ""),
-        [
-            (
-                f"{report.host}/{report.pid}",
-                _duration(report.seconds),
-                str(report.streams),
-                str(report.waiting),
-                _lag(report.lag_median),
-                _lag(report.lag_p99),
-                ", ".join(
-                    [*(["draining"] if report.draining else []), *([] if report.broker_up else ["broker is away"])]
-                ),
-            )
-            for report in reports
-        ],
-    )
-    rows = _keys(reports)
+    _table(PROCESS_HEAD, process_rows(reports))
+    rows = key_rows(reports)
     if rows:
         click.echo()
-        _table(("KEY", "STREAMS", "PROCESSES", "QUEUED", "LONGEST QUEUE", "OLDEST WAITS"), rows)
+        _table(KEY_HEAD, rows)
     more = sum(report.more_keys for report in reports)
     if more:
         click.echo(f"and {more} keys with fewer streams", err=True)
-
-
-def _keys(reports: Iterable[Report]) -> list[tuple[str, ...]]:
-    found: dict[str, list[Any]] = {}
-    for report in reports:
-        for key in report.keys:
-            row = found.setdefault(key.key, [0, 0, 0, 0, 0.0])
-            row[0] += key.streams
-            row[1] += 1
-            row[2] += key.waiting
-            row[3] = max(row[3], key.longest)
-            row[4] = max(row[4], key.lag)
-    ordered = sorted(found.items(), key=lambda item: (-item[1][0], item[0]))
-    return [(_printable(key), *map(str, row[:4]), _duration(row[4]) if row[4] else "-") for key, row in ordered]
-
-
-def _lag(bound: float) -> str:
-    return "-" if not bound else "> 10 s" if bound > 10 else f"< {_duration(bound)}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds * 1000:g} ms"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -419,4 +351,63 @@ def doctor(
     elif gunicorn is None:
         click.echo("         gunicorn was not looked at: name its --gunicorn-config", err=True)
     if not well:
+        raise SystemExit(1)
+
+
+# bench
+
+
+@main.command()
+@click.argument("url")
+@click.option("--clients", "-c", default=100, type=click.IntRange(1), help="Streams to open, and never more.")
+@click.option("--seconds", "-s", default=10.0, type=click.FloatRange(0), help="For how long to hold them then.")
+@click.option("--rate", default=500.0, type=click.FloatRange(0.1), help="New clients a second at most.")
+@click.option("--timeout", default=30.0, type=click.FloatRange(0.1), help="Seconds in which each must be answered.")
+@click.option("--header", "-H", "headers", multiple=True, help="A header 'Name: value'. May be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
+def bench(
+    url: str,
+    clients: int,
+    seconds: float,
+    rate: float,
+    timeout: float,
+    headers: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Measure the stream at URL: open clients, hold them, count what they get.
+
+    Only for what is yours. Nobody reconnects: a stream that the server ends is counted as dropped. The exit status is 1
+    if one was dropped or not answered. Ctrl-C ends it early, with the figures so far.
+    """
+    from dataclasses import asdict
+
+    from .bench import Bench
+
+    try:
+        running = Bench(url, clients, rate=rate, timeout=timeout, headers=_headers(headers))
+    except (SSEError, ValueError) as error:
+        raise _Failure(str(error)) from error
+    signal.signal(signal.SIGINT, lambda *_: running.stop())
+    with click.progressbar(length=clients, label="Opening  ", file=sys.stderr, show_pos=True) as bar:
+        for more in running.open():
+            bar.update(more)
+    with click.progressbar(length=int(seconds * 1000), label="Listening", file=sys.stderr) as bar:
+        for passed in running.listen(seconds):
+            bar.update(round(passed * 1000))
+    if running.stopped:
+        click.echo("stopped early", err=True)
+    found = running.figures()
+    running.close()
+    if as_json:
+        click.echo(json.dumps({"ok": found.ok, **asdict(found)}, indent=2))
+    else:
+        for name, value in figure_rows(found):
+            click.echo(f"{name:<12} {value}")
+        for why, times in sorted(found.failed.items(), key=lambda item: -item[1]):
+            click.secho(f"{'failed':<12} {times}: {why}", fg="red")
+        if found.client_busy_percent > 80:
+            click.secho(
+                "             so it is this client that was measured: run several, or fewer clients", fg="yellow"
+            )
+    if not found.ok:
         raise SystemExit(1)

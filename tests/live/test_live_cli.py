@@ -9,10 +9,12 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx
 import pytest
 from command import LONG, Flask, line
@@ -20,6 +22,7 @@ from redis_server import RedisServer
 from support import Server, free_port, python, wait_for
 
 from flask_sse_stream import Publisher
+from flask_sse_stream.cli import main, sse
 from flask_sse_stream.settings import Settings
 from flask_sse_stream.tailing import Line, follow_broker
 
@@ -103,6 +106,7 @@ def test_publish_refuses_what_cannot_be_with_a_cure(served: Served, tmp_path: Pa
         (served.flask, ("publish", "news", "x", "--event", "a\nb"), 1, "event must not contain"),
         (served.flask, ("publish", "news", "x", "--all"), 2, "there is no KEY"),
         (served.flask, ("run", "--no-patch", "--port", str(served.port)), 1, "Choose another --port"),
+        (Flask(tmp_path, ping_interval="-1"), ("ps",), 1, "SSE_PING_INTERVAL (keyword argument"),
         (Flask(tmp_path, app="bare"), ("publish", "news", "x"), 1, "has no SSE extension"),
     ]
     for flask, arguments, status, words in cases:
@@ -238,12 +242,16 @@ def test_ps_over_sqlite_and_when_nobody_is_there(served: Served, tmp_path: Path)
 
 def test_every_command_has_a_help_text_with_its_defaults(served: Served) -> None:
     said = served.flask.says("--help")
-    for command in re.findall(r"^  ([a-z]+)  ", said.partition("Commands:")[2], re.MULTILINE):
-        done = subprocess.run(
-            Flask.command(command, "--help"), env=served.flask.environment, capture_output=True, text=True, check=True
-        )
-        assert done.stdout.count("\n") > 8
-        assert command == "publish" or "[default: " in done.stdout, command
+    assert set(re.findall(r"^  ([a-z]+)  ", said.partition("Commands:")[2], re.MULTILINE)) == set(sse.commands)
+    alone = [sys.executable, "-m", "flask_sse_stream", "bench", "--help"]
+    helps = {name: Flask.command(name, "--help") for name in ("run", "tail", "ps")} | {"bench": alone}
+    for name, arguments in helps.items():
+        done = subprocess.run(arguments, env=served.flask.environment, capture_output=True, text=True, check=True)
+        assert "[default: " in done.stdout, name
+    for name, command in {**sse.commands, **main.commands}.items():
+        assert len(command.help or "") > 50, name
+        options = [option for option in command.params if isinstance(option, click.Option)]
+        assert all(option.help for option in options), name
 
 
 def test_who_follows_a_broker_is_told_that_the_log_began_anew(redis: RedisServer) -> None:
