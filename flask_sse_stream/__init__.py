@@ -15,6 +15,8 @@ The way of an event, and where each part of it lives:
 * ``jobs``, ``keeper``, ``keys``: one piece of work that any number of readers follow.
 * ``progress``, ``celery``, ``sqlalchemy``: how far a loop is, what becomes of a task, and what a transaction has to say
   once it is committed.
+* ``counts``, ``reports``, ``metrics``, ``health``: what a process counts, and says of itself when it is asked.
+* ``cli``, ``serving``, ``tailing``, ``doctor``, ``bench``: the commands.
 * ``settings``, ``errors``: what can be set, and what can go wrong.
 * ``testing``: what tests of applications, brokers and transports stand on.
 * ``compat``: the interfaces of other packages, for those who come over.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import resource
 import signal
@@ -131,6 +132,23 @@ def test_tail_shows_the_history_and_what_comes_with_keys_and_ends_at_ctrl_c(serv
             tail.send_signal(signal.SIGINT)
             assert tail.wait(LONG) == 0
             assert tail.communicate() == ("", "")
+
+
+def test_tail_has_colours_where_a_terminal_shows_them(served: Served) -> None:
+    terminal, end = os.openpty()
+    with Publisher(served.broker) as publisher:
+        publisher.publish("coloured", "hi", event="greeting")
+    environment = {name: value for name, value in served.flask.environment.items() if name != "NO_COLOR"}
+    command = Flask.command("tail", "coloured", "--last", "1")
+    with subprocess.Popen(command, env=environment, stdout=end, stderr=end, stdin=subprocess.DEVNULL) as tail:
+        os.close(end)
+        said = b""
+        while b"\n" not in said:
+            said += os.read(terminal, 4096)
+        assert b"\x1b[36mcoloured\x1b[0m" in said
+        assert click.unstyle(said.decode())[9:].startswith("coloured greeting hi (")
+        os.close(terminal)  # its window was closed
+        assert tail.wait(LONG) in (0, -signal.SIGHUP)
 
 
 def test_tail_gives_json_lines_and_ends_when_nobody_reads_them_any_more(served: Served) -> None:
