@@ -72,7 +72,8 @@ def give_up(environ: Mapping[str, Any], write: Any, socket_type: type) -> GivenU
         return None
     if _is(kind, "gevent.pywsgi", "WSGIHandler") or _is(kind, "gunicorn.workers.ggevent", "PyWSGIHandler"):
         found = GivenUp(getattr(handler, "socket", None), handler, "response_use_chunked", shuts_down=False)
-        fits = handler.request_version == "HTTP/1.1" and not handler.headers_sent
+        plain = handler.request_version == "HTTP/1.1" and type(handler.response_headers) is list
+        fits = plain and not handler.headers_sent
     elif _is(kind, "gunicorn.http.wsgi", "Response"):
         # The workers with threads shut a connection down, gevent's do not: its loop may watch the descriptor still.
         in_gevent = _is(socket_type, "gevent.socket", "socket")
@@ -94,6 +95,8 @@ def give_up(environ: Mapping[str, Any], write: Any, socket_type: type) -> GivenU
         handler.force_close()  # before the head, which says so then
     else:
         handler.close_connection = True
+        # A client that keeps connections must not send its next request over one that is about to be closed.
+        handler.response_headers.append((b"Connection", b"close"))
     return found
 
 

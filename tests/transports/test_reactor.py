@@ -115,6 +115,7 @@ class SocketClient(Client):
 
     socket: Any = socket
     server: Any = Server
+    head: list[bytes]
 
     def serve(self, manager: PoolManager, query: str, **arguments: Any) -> None:
         server = self.server(manager)
@@ -137,6 +138,7 @@ class SocketClient(Client):
                     break
                 received += data
                 head, _, rest = received.partition(b"\r\n\r\n")
+                self.head = head.lower().split(b"\r\n")[1:]
                 self.status = head.split(b"\r\n")[0].decode().partition(" ")[2]
                 self.chunks, self.bytes, self.whole = dechunk(rest)
         finally:
@@ -172,6 +174,11 @@ class WorkersClient(SocketClient):
 class TestHandOffInThreads(InThreads):
     client = WorkersClient
 
+    def test_the_head_says_that_the_connection_ends_with_the_stream(self, manager: PoolManager) -> None:
+        client = self.open(manager)
+        assert isinstance(client, SocketClient)
+        assert client.head.count(b"connection: close") == 1
+
 
 class TestHandOff(InGreenlets):
     client = SocketClient
@@ -182,6 +189,8 @@ class TestHandOff(InGreenlets):
         manager.close("k")
         self.wait_for(lambda: client.ended, "it ends")
         assert client.whole
+        # Or a client would send its next request over a connection that is about to be closed.
+        assert client.head.count(b"connection: close") == 1
 
 
 @pytest.fixture
@@ -494,6 +503,7 @@ def test_an_error_of_the_servers_write_leaves_nothing_behind(manager: PoolManage
     class Handler(gevent.pywsgi.WSGIHandler):
         def __init__(self, client: Any) -> None:
             self.socket, self.request_version, self.headers_sent = client, "HTTP/1.1", False
+            self.response_headers = []
 
         def write(self, data: bytes) -> None:
             raise BrokenPipeError
