@@ -465,9 +465,34 @@ def test_the_page_about_deploying_shows_the_configuration_that_is_tested_here_an
     assert "code-block:: nginx" not in page
 
 
+@pytest.mark.parametrize(
+    ("name", "timeout", "come_back"),
+    [
+        ("Caddyfile", None, "Caddyfile"),
+        ("haproxy.cfg", r"timeout (?:client|server) (\d+)s", "come_back.http"),
+        ("apache.conf", r"timeout=(\d+) ", "come_back.asis"),
+    ],
+)
+def test_the_other_proxies_wait_for_several_heartbeats_and_answer_200_where_nobody_else_does(
+    name: str, timeout: str | None, come_back: str
+) -> None:
+    assert f".. literalinclude:: ../examples/several_workers/{name}\n" in (ROOT / "docs" / "proxies.rst").read_text()
+    text = (EXAMPLE / name).read_text()
+    if timeout is not None:
+        assert text.count(come_back) >= 3
+        assert min(int(seconds) for seconds in re.findall(timeout, text)) >= 3 * Settings().ping_interval
+    answer = (EXAMPLE / come_back).read_bytes().decode()
+    assert re.search(r"(^HTTP/1\.1 |^Status: |\" )200\b", answer, re.MULTILINE)
+    # An EventSource takes nothing of another type; and what does not end with an empty line is not heard.
+    assert re.search(r"Content-Type:? text/event-stream", answer)
+    assert "retry: 5000\n\n" in answer
+
+
 def test_the_readme_names_every_file_and_the_ports_that_are_configured() -> None:
     readme = (EXAMPLE / "README.md").read_text()
-    files = {str(path.relative_to(EXAMPLE)) for path in EXAMPLE.rglob("*.*") if "run" not in path.parts}
+    files = {
+        str(path.relative_to(EXAMPLE)) for path in EXAMPLE.rglob("*") if path.is_file() and "run" not in path.parts
+    }
     assert set(re.findall(r"^\| \[([\w./]+)\]\(\1\)", readme, re.MULTILINE)) == {
         name for name in files if "__pycache__" not in name and name != "README.md"
     }
