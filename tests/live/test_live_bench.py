@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -110,6 +111,23 @@ def test_nobody_there_is_a_failure_of_each_client() -> None:
     found = bench.figures()
     bench.close()
     assert (found.opened, found.failed, found.ok) == (0, {"Connection refused": 5}, False)
+
+
+def test_it_begins_no_faster_than_it_may_and_waits_for_the_first_before_it_begins_many_more(server: Server) -> None:
+    slow = Bench(f"{server.url}/stream?connectKey=slow", 6, rate=20)
+    assert sum(slow.open()) == 6
+    assert slow.figures().opening_seconds >= 5 / 20
+    slow.close()
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as silent:
+        silent_url = f"http://127.0.0.1:{silent.getsockname()[1]}/stream"
+        many = Bench(silent_url, 130, rate=1e6, timeout=1.0)
+        most = settled = 0
+        for more in many.open():
+            most = max(most, len(many._pending))
+            settled += more
+        found = many.figures()
+        many.close()
+    assert (most, settled, found.failed) == (100, 130, {"no answer within 1 s": 130})
 
 
 def test_streams_that_end_are_dropped_and_never_opened_again(server: Server) -> None:

@@ -33,9 +33,9 @@ pytestmark = pytest.mark.live
 class Served:
     """What ``flask sse run`` serves, over SQLite."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **settings: str) -> None:
         self.broker = f"sqlite:///{directory}/sse.db"
-        self.flask = Flask(directory, broker_url=self.broker, ping_interval="0.5", retry="100", public_keys="*")
+        self.flask = Flask(directory, broker_url=self.broker, ping_interval="0.5", retry="100", **settings)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.server = Server(self.flask.command("run", "--port", str(self.port)), self.port, directory / "log")
@@ -185,8 +185,9 @@ def served_id(publisher: Publisher, key: str) -> str:
     return f"{epoch}-{int(number) - 1}"
 
 
-def test_sigterm_tells_clients_when_to_come_back_and_the_process_ends(tmp_path: Path) -> None:
-    served = Served(tmp_path)
+@pytest.mark.parametrize("fast_path", ["true", "false"])
+def test_sigterm_tells_clients_when_to_come_back_and_the_process_ends(tmp_path: Path, fast_path: str) -> None:
+    served = Served(tmp_path, fast_path=fast_path)
     served.server.start()
     with served.open("k") as client:
         assert served.server.process is not None

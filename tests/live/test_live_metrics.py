@@ -80,7 +80,8 @@ def test_any_worker_gives_the_sum_of_all_and_a_killed_ones_counts_stay_in_it(ser
         while min(having().values()) < 1:  # the kernel chooses
             ports.append(open_stream())
         wait_for(lambda: numbers(server)["flask_sse_streams"] == len(ports), "all are counted", LONG)
-        httpx.post(f"{server.url}/publish/k", content=b"hello", timeout=LONG)
+        sent = numbers(server)["flask_sse_sent_bytes_total"]
+        httpx.post(f"{server.url}/publish/k", content=b"x" * 1000, timeout=LONG)
         wait_for(lambda: numbers(server)["flask_sse_events_delivered_total"] == len(ports), "all have it", LONG)
         for _ in range(5):
             found = numbers(server)
@@ -88,6 +89,7 @@ def test_any_worker_gives_the_sum_of_all_and_a_killed_ones_counts_stay_in_it(ser
             assert found["flask_sse_events_published_total"] == 1
             assert found["flask_sse_lag_seconds_count"] == found["flask_sse_processes"] == 2
             assert found["flask_sse_broker_up"] == 1
+            assert sent + 1000 * len(ports) < found["flask_sse_sent_bytes_total"] < sent + 1200 * len(ports)
 
         killed, lost = max(having().items(), key=lambda item: item[1])
         os.kill(killed, signal.SIGKILL)
