@@ -612,16 +612,26 @@ class PoolManager:
         For good: the client gets the event ``SSE_CLOSE_EVENT`` with the id ``end``, and its next request is
         answered 204, at which an EventSource stops. With ``reconnect=True`` it comes back after a jittered
         ``SSE_RETRY`` and gets what it missed.
+
+        What was published before, in whatever process, comes before the end. So where the log is shared it is asked
+        how far it is, which takes at most ``SSE_BROKER_TIMEOUT``; if it does not answer, the streams end all the same.
         """
-        return self._end(self.streams(key), reconnect)
+        return self._end(lambda: self._listeners.of(check_key(key)), reconnect)
 
     def close_all(self, *, reconnect: bool = False) -> int:
         """End every stream of this process; as :meth:`close` in everything else."""
-        with self.lock:
-            streams = list(self._rounds.streams)
-        return self._end(streams, reconnect)
+        return self._end(lambda: tuple(self._rounds.streams), reconnect)
 
-    def _end(self, streams: list[Stream], reconnect: bool) -> int:
+    def _end(self, find: Callable[[], tuple[Stream, ...]], reconnect: bool) -> int:
+        with self.lock:
+            epoch, streams = self._windows.epoch, find()
+        if streams and self._broker.remembers:
+            with contextlib.suppress(BrokerError):
+                self._outside(lambda: self._broker.cover((), (), f"{epoch}-{_FARTHEST}"))
+        with self.lock:
+            self._intake.take_all()
+            streams = find()
+            self._rounds.catch_up(streams)
         for stream in streams:
             if reconnect:
                 stream.close(CloseReason.ROTATED, self._jittered_retry(0.5, 1.5))

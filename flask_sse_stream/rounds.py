@@ -16,7 +16,7 @@ import random
 import time
 import weakref
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from .access import expiry_notice
@@ -75,6 +75,7 @@ class Rounds:
         self.outbox: deque[Message] = deque()
         self.drain = Drain(settings, lock, self.streams, self._last_waiting, self._is_offered)
         self._life = 0  # counts the lives of the log
+        self._batch: list[Message] = []  # messages that are being offered now
         self._to_wake: deque[Stream] = deque()
         self._to_close: deque[tuple[Stream, CloseReason, bytes]] = deque()
         self._searches: deque[Callable[[Stream], tuple[CloseReason, bytes] | None]] = deque()
@@ -123,7 +124,15 @@ class Rounds:
     def forget_messages(self) -> None:
         """The log began anew: nothing of the old one is to be offered any more."""
         self.outbox.clear()
+        self._batch = []
         self._life += 1
+
+    def catch_up(self, streams: Iterable[Stream]) -> None:
+        """Offer streams that are about to end what was published for them before."""
+        for message in (*self._batch, *self.outbox):
+            for stream in streams:
+                if (message.key is None and stream.keys) or message.key in stream.keys:
+                    stream.offer_last(message)
 
     def dropped(self, stream: Stream, count: int) -> None:
         """Count what was dropped, and tell of it later."""
@@ -195,6 +204,7 @@ class Rounds:
             while self.outbox and len(batch) < most and (not batch or size + len(self.outbox[0].frame) <= most_bytes):
                 batch.append(self.outbox.popleft())
                 size += len(batch[-1].frame)
+            self._batch = batch
         touched: dict[Stream, None] = {}
         # What is the only news for its streams is sent at once; several events are joined, which costs less.
         alone = len(batch) == 1 and not self.outbox
@@ -230,6 +240,7 @@ class Rounds:
                         touched.update(dict.fromkeys(self._put_back(message, left, life)))
                 self._counts.cells[DELIVERED] += offered
                 yield 0.0
+        self._batch = []
         self._to_wake.extend(touched)
         yield from self._wake()
         now = time.monotonic()

@@ -325,10 +325,19 @@ class Stream:
         if message.seq <= self.cursor or self.reason is not None:
             return False
         if not self._put(message):
+            # Its client may make room before it is closed, and must not be given what is beyond the hole.
+            self.cursor = NOTHING_MORE
             self._owner.overflowed(self)
             return False
         self.cursor = message.seq
         return True
+
+    def offer_last(self, message: Message) -> None:
+        """Put a message into the queue of a stream that is about to end, where the bounds are of no more use."""
+        if message.seq > self.cursor and self.reason is None:
+            self._queue.append(message)
+            self._bytes += len(message.frame)
+            self.cursor = message.seq
 
     def pusher(self) -> Pusher | None:
         """Give who can send to the client now, since nothing is waiting."""

@@ -779,6 +779,50 @@ def test_close_ends_the_streams_of_a_key_for_good() -> None:
     assert house.manager.close("a") == 0
 
 
+def test_what_was_published_before_a_close_comes_before_the_end_however_far_the_flusher_is() -> None:
+    house = House()
+    streams = [house.open("k") for _ in range(200)]
+    other = house.open("other")
+    for number in range(3):
+        house.manager.publish("k", str(number))
+    house.manager.publish_all("all")
+    a_round = house.manager._rounds._make_a_round()
+    next(a_round)  # the first event was offered to some of them
+    house.manager.publish("k", "bye")
+    assert house.manager.close("k") == 200
+    for _ in a_round:
+        pass
+    for stream in streams:
+        assert house.data(stream) == ["0", "1", "2", "all", "bye", ""]
+    assert house.data(other) == ["all"]
+
+
+def test_what_was_published_before_a_close_comes_whatever_the_queue_may_hold() -> None:
+    house = House(queue_events=2)
+    stream = house.open()
+    for number in range(5):
+        house.manager.publish("k", str(number))
+    house.manager.close("k", reconnect=True)
+    assert house.data(stream) == ["0", "1", "2", "3", "4"]
+    assert stream.reason is CloseReason.ROTATED
+
+
+def test_a_stream_that_overflowed_is_given_nothing_beyond_the_hole() -> None:
+    house = House(queue_events=2)
+    stream = house.open()
+    assert house.events(stream) == []
+    messages = [Message("k", "e", number, b"data: x\n\n", 0.0) for number in range(1, 5)]
+    with house.manager.lock:
+        for message in messages[:3]:
+            stream.offer(message)
+    assert stream.take() == messages[0].frame + messages[1].frame, "its client makes room before it is closed"
+    with house.manager.lock:
+        stream.offer(messages[3])
+    assert (stream.waiting, stream.reason) == (0, None)
+    house.flush()
+    assert stream.reason is CloseReason.SLOW
+
+
 def test_close_with_reconnect_asks_the_clients_to_come_back() -> None:
     house = House(retry=1000)
     streams = [house.open() for _ in range(20)]

@@ -76,6 +76,16 @@ class ReplayMachine(RuleBasedStateMachine):
                 saw.append(event.data)
         client["cursor"] = self.house.decoders[stream].last_event_id or client["cursor"]
 
+    @rule(key=st.sampled_from("abc"))
+    def publish_and_close(self, key: str) -> None:
+        self.publish(key, own=False)
+        self.house.manager.close(key)
+        for client in [client for client in self.clients if key in client["keys"]]:  # type: ignore[operator]
+            events = self.house.events(client["stream"])  # type: ignore[arg-type]
+            assert [event.event for event in events[-1:]] == ["close"]
+            assert events[-2].data == self.log[-1][1], "what was said before the end comes before it"
+            self.clients.remove(client)
+
     @rule(which=st.integers(0, 50), read_first=st.booleans())
     def reconnect(self, which: int, read_first: bool) -> None:
         if not self.clients:
