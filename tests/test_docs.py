@@ -258,6 +258,40 @@ def test_the_quickstarts_events_are_those_it_describes() -> None:
     assert (events[3].retry, events[4].id) == (500, "invoice-17")
 
 
+def test_the_tutorials_board_outlives_its_process_takes_the_load_from_elsewhere_and_keeps_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLASK_SSE_BROKER_URL", "sqlite:///board.db")
+    page = Page("docs/tutorial.rst")
+    client = page["app"].test_client()
+    [url] = re.findall(r'EventSource\("(.+?)"\)', client.get("/").text)
+    reader = Reader(page["app"], url)
+    assert client.post("/notes", json="hi").status_code == 204
+    assert client.post("/notes", json="").status_code == 400
+    assert said(reader.take(1)) == [("note", '{"text": "hi"}')]
+    page["report_load"]()
+    assert said(reader.take(1))[0][0] == "load"
+    seen = reader.decoder.last_event_id
+    page["sse"].manager.shutdown()
+    page["publisher"].publish("notes", {"text": "while you were away"}, event="note")
+    again = Page("docs/tutorial.rst")
+    reader = Reader(again["app"], url, {"Last-Event-ID": seen})
+    assert said(reader.take(1)) == [("note", '{"text":"while you were away"}')]
+    reader.close()
+    late = Reader(again["app"], url)
+    assert [event.event for event in late.take(3)] == ["note", "load", "note"]
+    late.close()
+    client = again["app"].test_client()
+    assert client.get("/stream?connectKey=user-ann").status_code == 403
+    assert client.post("/login", json={"name": "ann"}).status_code == 204
+    assert client.post("/notes/ann", json="for Ann").status_code == 204
+    for key, status in (("user-bob", 403), ("user-ann", 200)):
+        with client.get(f"/stream?connectKey={key}") as response:
+            assert response.status_code == status
+    page["publisher"].close()
+    again["publisher"].close()
+
+
 @pytest.mark.parametrize("options", [{"event": "a\nb"}, {"id": "a\nb"}, {"data": b"bytes"}, {"data": "x" * 2**20}])
 def test_what_cannot_be_sent_is_an_error_of_the_publisher_alone(options: dict[str, Any]) -> None:
     page = Page("README.md")
