@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -272,6 +273,7 @@ def test_the_tutorials_board_outlives_its_process_takes_the_load_from_elsewhere_
     page["report_load"]()
     assert said(reader.take(1))[0][0] == "load"
     seen = reader.decoder.last_event_id
+    reader.close()
     page["sse"].manager.shutdown()
     page["publisher"].publish("notes", {"text": "while you were away"}, event="note")
     again = Page("docs/tutorial.rst")
@@ -741,6 +743,39 @@ def test_the_settings_page_prints_what_its_comments_say(capsys: pytest.CaptureFi
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 3
     assert all(line in comments for line in printed)
+
+
+def test_the_worksheet_prints_what_the_page_shows_and_takes_its_figures_from_where_they_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = Page("docs/scaling.rst")
+    text = (DOCS / "scaling.rst").read_text(encoding="utf-8")
+    shown = textwrap.dedent(text.partition(".. code-block:: text\n\n")[2].partition("\n\n")[0])
+    assert capsys.readouterr().out.strip() == shown.strip()
+    least, factor, more = re.findall(
+        r"larger of ([\d,]+) bytes and +events kept × \(([\d.]+) × size(?: of an event)? \+ (\d+) bytes\)",
+        (DOCS / "redis.rst").read_text(encoding="utf-8"),
+    )[0]
+    assert f"the larger of {least} bytes and events kept × ({factor} × size + {more} bytes)" in text
+    bytes_kept = 7 * 10 * (float(factor) * 1e6 + float(more))
+    assert page["worksheet"](1, 1, 1, 1e6, 7, history_size=10)["MB of Redis"] == round(bytes_kept / 1e6 + 0.5)
+    assert page["worksheet"](25_000, 0, 0, 1, 1)["processes"] == 4
+    plots = (DOCS / "_static" / "benchmarks" / "measured.inc").read_text(encoding="utf-8")
+    measured = {
+        letter: float(re.findall(rf"{letter}\.svg\n +:alt: .*10,000 clients: .*?flask_sse_stream ([\d.]+)", plots)[0])
+        for letter in "cdeh"
+    }
+    figures = {name: item.default for name, item in inspect.signature(page["worksheet"]).parameters.items()}
+    # Rounded up, and not by much: c is in µs a delivery, d in bytes, e in seconds for all, h in percent of a core.
+    for name, value in (
+        ("delivery", measured["c"] / 1e6),
+        ("client_bytes", measured["d"]),
+        ("opening", measured["e"] / 10_000),
+        ("heartbeat", measured["h"] / 100 / 1_000),
+    ):
+        assert 0.95 * figures[name] <= value * 1.1 <= 1.25 * figures[name], (name, value)
+    assert figures["publish_in_redis"] == 26e-6
+    assert "26 µs for 1" in (DOCS / "redis.rst").read_text(encoding="utf-8")
 
 
 def test_both_ways_of_the_migration_page_publish_the_same() -> None:
