@@ -778,6 +778,30 @@ def test_the_worksheet_prints_what_the_page_shows_and_takes_its_figures_from_whe
     assert "26 µs for 1" in (DOCS / "redis.rst").read_text(encoding="utf-8")
 
 
+def test_whoever_stops_a_process_waits_for_its_drain() -> None:
+    text = (DOCS / "services.rst").read_text(encoding="utf-8")
+
+    def number(pattern: str) -> float:
+        [found] = re.findall(pattern, text)
+        return float(found)
+
+    gunicorns, two = 30, 2  # graceful_timeout; what a drain may take besides its seconds
+    drain, pre_stop = number(r'FLASK_SSE_DRAIN_SECONDS, value: "(\d+)"'), number(r'\["sleep", "(\d+)"\]')
+    for patience in (number(r"TimeoutStopSec=(\d+)"), number(r"stop_grace_period: (\d+)s")):
+        assert patience > max(gunicorns, Settings().drain_seconds + two)
+    assert number(r"terminationGracePeriodSeconds: (\d+)") > pre_stop + max(gunicorns, drain + two)
+    assert number(r"minReadySeconds: (\d+)") > drain + Settings().retry / 1000
+    assert (
+        number(r"path: /ready, port: 8000}\n +periodSeconds: \d+\n +timeoutSeconds: (\d+)") > Settings().broker_timeout
+    )
+    assert number(r"LimitNOFILE=(\d+)") > 10_100 > Settings().max_clients
+    page = Page("docs/services.rst")
+    paths = {rule.rule for rule in page["app"].url_map.iter_rules()}
+    paths |= {rule.rule for rule in Page("docs/tools.rst")["app"].url_map.iter_rules()}
+    assert set(re.findall(r"httpGet: {path: (\S+),", text)) == {"/ready", "/alive"} <= paths
+    assert page["app"].test_client().get("/alive").status_code == 204
+
+
 def test_both_ways_of_the_migration_page_publish_the_same() -> None:
     app = Page("docs/migrating.rst")["app"]
     events = Reader(app, "/stream?connectKey=news", first_place(app.extensions["sse_stream"])).take(2)
