@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 from celery._state import _on_app_finalizers
@@ -195,6 +196,20 @@ def test_every_relative_link_leads_somewhere(page: str) -> None:
 def test_every_page_of_the_docs_is_in_the_table_of_contents() -> None:
     listed = (DOCS / "index.rst").read_text(encoding="utf-8").partition(".. toctree::")[2].split()
     assert {path.stem for path in DOCS.glob("*.rst")} - {"index"} <= set(listed)
+
+
+def test_the_drawings_are_told_in_words_too_and_have_colours_for_the_dark() -> None:
+    page = (DOCS / "how-it-works.rst").read_text(encoding="utf-8")
+    drawings = re.findall(r"\.\. image:: (_static/\w+\.svg)\n    :width: 100%\n    :alt: .{100}", page)
+    assert len(drawings) == 2
+    for drawing in drawings:
+        text = (DOCS / drawing).read_text(encoding="utf-8")
+        light, _, dark = text.partition("@media (prefers-color-scheme: dark)")
+        assert set(re.findall(r'class="(\w+)', text)) <= set(re.findall(r"\.(\w+)", light))
+        assert set(re.findall(r"^\.(page|note|box|ours|missed)\b", light, re.MULTILINE)) <= set(
+            re.findall(r"\.(\w+)", dark)
+        )
+        assert ET.fromstring(text).tag.endswith("svg")
 
 
 def test_the_table_of_settings_names_every_setting_with_its_default_and_its_meaning() -> None:
