@@ -30,8 +30,8 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
-from .access import CONTROL_KEY, Revocation, Ticket, mark_names, now, user_name
-from .brokers.base import Broker, Delivery, Life, broker_from_url
+from .access import CONTROL_KEY, Revocation, Ticket, now, user_name
+from .brokers.base import Broker, Delivery, broker_from_url
 from .counts import (
     BROKER_GAPS,
     BROKER_RECONNECTS,
@@ -51,12 +51,13 @@ from .counts import (
     RESETS,
     Counts,
 )
-from .errors import AccessDenied, BrokerError, EventError, StreamsFull
+from .errors import BrokerError, EventError
 from .event import END_ID, Event, Message, encode_json, retry_block, to_text
 from .intake import Intake
-from .keys import MAX_KEYS, JobKey, Kept, check_key, check_keys, is_job
+from .keys import MAX_KEYS, JobKey, Kept, check_key, check_keys
 from .leaving import attend
 from .listeners import Listeners
+from .opening import Opening
 from .overflow import Policies
 from .reports import REPORT_KEY, Report
 from .revocations import Revocations
@@ -79,7 +80,6 @@ _TURN_SECONDS: Final = 0.1  # and goes on if nothing moves: a flusher that hangs
 _DRAIN_GRACE: Final = 1.0  # for servers to see that clients were cut off
 _DRAIN_POLL: Final = 0.01
 _CLOSED: Final = {reason: CLOSED + place for place, reason in enumerate(CloseReason)}
-_REVOKED: Final = "the right to this stream was revoked"
 
 
 class PoolManager:
@@ -108,9 +108,6 @@ class PoolManager:
         self.hooks = Hooks()
         self._dumps = dumps or encode_json
         self._broker_factory = broker
-        # What every stream begins with: servers send no head before the first bytes of a body.
-        retry = self.settings.retry
-        self._retry = retry_block(retry) if retry is not None else b""
         self.starting: list[Callable[[], object]] = []  # called with the first stream of a process
         self.stopping: list[Callable[[], object]] = []  # called by shutdown()
         self.begun: list[Callable[[], object]] = []  # called in a forked child, where all counts begin anew
@@ -138,6 +135,18 @@ class PoolManager:
             self._wake_flusher,
             self.counts,
             self._asked,
+        )
+        self._opening = Opening(
+            self.settings,
+            self.lock,
+            lambda: self._broker,
+            self._windows,
+            self._listeners,
+            self._rounds,
+            self._revocations,
+            self._intake,
+            self.counts,
+            self._outside,
         )
         self._flusher: Flusher | None = None
         self._flusher_lock = Lock(lambda: None)
@@ -289,7 +298,7 @@ class PoolManager:
 
         Raises :class:`BrokerError`.
         """
-        self._know_the_log()
+        self._opening.know_the_log()
         while True:
             with self.lock:
                 epoch, now = self._windows.epoch, time.monotonic()
@@ -346,16 +355,6 @@ class PoolManager:
         if self._flusher is not None:
             self._flusher.wake()
 
-    def _know_the_log(self) -> None:
-        """Learn which log this is, before the first window of it is made."""
-        if self._windows.epoch is not None:
-            return
-        position = self._outside(lambda: self._broker.cover((), (), None))
-        with self.lock:
-            self._intake.take_all()
-            if self._windows.epoch is None:
-                self._intake.enter(Life(position.epoch, position.head))
-
     def flush(self) -> float | None:
         """Do a slice of what there is to do for the streams. For the flusher alone; see :meth:`Rounds.flush`."""
         return self._rounds.flush()
@@ -386,94 +385,18 @@ class PoolManager:
         """
         stream = Stream(self, self.check_keys(keys), ticket)
         stream.comments = comments
-        self._check_limits(stream.keys)
-        self._know_the_log()
-        while not self._open(stream, transport, last_event_id):
-            pass  # The log began anew meanwhile, or so: what was asked of it is worth nothing any more.
+        self._opening.open(stream, transport, last_event_id)
         self._start_flusher(runtime, ends=ticket is not None)
         self._announce(stream)
         if stream.cursor == NOTHING_MORE:  # the replay had the end of a job
             stream.close(CloseReason.ENDED)
         return stream
 
-    def _open(self, stream: Stream, transport: Transport, last_event_id: str | None) -> bool:
-        with self.lock:
-            # From here on the windows take what is delivered; what was before is asked of the broker.
-            epoch = self._windows.epoch
-            job = is_job(stream.keys[0])
-            followed = stream.keys if job else (*stream.keys, None)  # what goes to all is no part of a job
-            wanted = self._windows.incomplete(followed, time.monotonic())
-        asked = wanted if last_event_id or self.settings.join_history or job else []
-        covered = (*followed, CONTROL_KEY)
-        position = self._outside(lambda: self._broker.cover(covered, asked, last_event_id))
-        # Only now, when this process hears what is revoked after it has looked.
-        revocations = self._revocations.count
-        if stream.ticket is not None:
-            self._check_marks(stream.ticket)
-        with self.lock:
-            # In one step, so that no event falls between what is replayed and what is offered.
-            self._intake.take_all()
-            if epoch != self._windows.epoch:
-                return False
-            if stream.ticket is not None:
-                revoked = self._revocations.since(revocations, stream.ticket)
-                if revoked is None:
-                    return False
-                if revoked:
-                    raise AccessDenied(_REVOKED)
-            if position.epoch == epoch:
-                self._windows.reach(position.head)
-            stream.put_first([self._first_bytes(stream), *self._first_frames(stream.keys, last_event_id)])
-            stream.cursor = NOTHING_MORE if job and self._windows.is_over(stream.keys[0]) else self._windows.head
-            self._register(stream, transport)
-        return True
-
-    def _check_marks(self, ticket: Ticket) -> None:
-        names = mark_names(ticket)
-        if self._outside(lambda: self._broker.marked(names)) >= ticket.issued:
-            raise AccessDenied(_REVOKED)
-
     def attach(self, stream: Stream, transport: Transport, runtime: Runtime) -> None:
         """Begin a stream of one request, made by ``Stream(manager)``. Raises :class:`StreamsFull`."""
-        self._check_limits(())
-        with self.lock:
-            stream.put_first([self._first_bytes(stream)])
-            if stream.reason is None:
-                self._register(stream, transport)
-            else:  # It said everything and ended before its response began.
-                stream.transport = transport
+        self._opening.attach(stream, transport)
         self._start_flusher(runtime)
         self._announce(stream)
-
-    def _first_bytes(self, stream: Stream) -> bytes:
-        if stream.comments:
-            return self._retry + b": open\n\n"
-        return self._retry or b"\n"  # an empty line ends a block in which there was nothing
-
-    def _check_limits(self, keys: tuple[str, ...]) -> None:
-        everywhere, per_key = self.settings.max_clients, self.settings.max_clients_per_key
-        full: StreamsFull | None = None
-        if self._rounds.drain.deadline is not None:
-            full = StreamsFull(0, draining=True)
-        elif len(self._rounds.streams) >= everywhere:
-            full = StreamsFull(everywhere)
-        elif per_key is not None:
-            for key in keys:
-                if self.count(key) >= per_key:
-                    full = StreamsFull(per_key, key)
-        if full is not None:
-            self.counts.cells[REFUSED] += 1
-            raise full
-
-    def _register(self, stream: Stream, transport: Transport) -> None:
-        self._check_limits(stream.keys)
-        stream.transport = transport
-        stream.opened = stream.last_active = now = time.monotonic()
-        self._rounds.join(stream)
-        self._listeners.add(stream)
-        for key in stream.keys:
-            self._windows.touch(key, now)
-        self.counts.cells[OPENED] += 1
 
     def _start_flusher(self, runtime: Runtime, *, ends: bool = False) -> None:
         first: list[Callable[[], object]] = []
@@ -504,50 +427,6 @@ class PoolManager:
 
     def _call(self, hook: Callable[..., object], *arguments: Any) -> None:
         call_foreign("a hook raised; the stream it was told of goes on", hook, *arguments)
-
-    def _first_frames(self, keys: tuple[str, ...], last_event_id: str | None) -> list[bytes]:
-        """What a client with this cursor gets before anything live. Under the lock."""
-        windows, now = self._windows, time.monotonic()
-        if is_job(keys[0]):
-            return self._frames_of_job(keys[0], last_event_id, now)
-        if not self.settings.history_size:
-            return []
-        if not last_event_id:
-            latest = windows.latest(keys, self.settings.join_history, now)
-            # And the place where it begins, so that one which is cut off before its first event misses nothing. The
-            # latest may not say it: a comment has no id, and one of the user's own is soon forgotten.
-            place = Event(id=f"{windows.epoch}-{windows.head}").encode()
-            return [*(message.frame for message in latest), place]
-        replay = windows.replay(keys, last_event_id, now)
-        if replay.reset is not None:
-            return [self._intake.reset(replay.reset, replay.keys)]
-        self.counts.cells[REPLAYED] += len(replay.messages)
-        return [message.frame for message in replay.messages]
-
-    def _frames_of_job(self, key: str, last_event_id: str | None, now: float) -> list[bytes]:
-        """What a reader of a job gets first: what it missed, without a cursor everything. Under the lock."""
-        windows = self._windows
-        messages, place = windows.job(key, now), windows.head
-        frames: list[bytes] = []
-        if last_event_id:
-            replay = windows.replay((key,), last_event_id, now)
-            reason, found = replay.reset, replay.messages
-        else:
-            start, cut = windows.begins(key, now)
-            reason, found = ("history" if cut else None), messages
-        if reason is not None:
-            # What it has is not what is here: it begins anew with all that there is.
-            found, (start, _) = messages, windows.begins(key, now)
-            frames.append(self._intake.reset(reason, (key,), start))
-        over = bool(messages) and messages[-1].last
-        if over and not found:
-            found = messages[-1:]  # whatever it claims to have, it does not know of the end
-        self.counts.cells[REPLAYED] += len(found)
-        frames += [message.frame for message in found]
-        if not over:
-            # One that is cut off before the next event misses nothing. After an end, the id is the end's.
-            frames.append(Event(id=f"{windows.epoch}-{place}").encode())
-        return frames
 
     def leave(self, stream: Stream, reason: CloseReason) -> bool:
         """Take a stream out of everything, and say whether it was in. For the stream, under the lock."""

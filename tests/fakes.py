@@ -18,7 +18,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        for module in ("pools", "rounds", "draining", "intake", "stream", "brokers.memory"):
+        for module in ("pools", "opening", "rounds", "draining", "intake", "stream", "brokers.memory"):
             monkeypatch.setattr(f"flask_sse_stream.{module}.time", self)
 
     def monotonic(self) -> float:

@@ -28,6 +28,7 @@ LAYERS: list[set[str]] = [
     {"rounds", "listeners"},
     {"revocations", "reports"},
     {"intake", "leaving", "stats"},
+    {"opening"},
     {"pools"},
     {"progress"},
     {"transports.iterator", "transports.gevent", "transports.servers", "transports.threads"},
