@@ -469,6 +469,9 @@ def test_without_a_free_descriptor_the_server_keeps_its_socket(
     client.close()
 
 
+@pytest.mark.skipif(
+    gevent.monkey.is_module_patched("threading"), reason="no threads, so none that waits for sockets of its own"
+)
 @pytest.mark.parametrize("what", ["epoll", "eventfd"])
 def test_without_descriptors_for_the_first_reactor_streams_stay_with_their_server(
     what: str, manager: PoolManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
