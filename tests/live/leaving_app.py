@@ -55,6 +55,7 @@ def pause(seconds: float) -> None:
 @app.post("/source")
 @sse.event_stream()
 def source() -> Iterator[Any]:
+    request.get_data()  # what is left unread of it, Flask's server would wait for at the end, until the client leaves
     try:
         yield "one"
         while True:

@@ -20,7 +20,7 @@ from workers import LEFT_OPEN, LONG
 pytestmark = pytest.mark.live
 
 HERE = Path(__file__).parent
-RETRY, DRAIN = 2000, 3.0
+RETRY, DRAIN = 2000, 15.0
 
 Start = Callable[..., Server]
 
