@@ -108,7 +108,7 @@ class Bench:
         self._begun = self._dropped = self._events = self._heartbeats = self._bytes = 0
         self._events_before = 0
         self._opening = self._listening = 0.0
-        self.stopped = False
+        self.stopped: bool = False
         self._busy = time.process_time()
         self._since = time.monotonic()
 

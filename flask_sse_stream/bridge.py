@@ -28,7 +28,7 @@ from .transports.base import current_runtime
 
 __all__ = ["Bridge", "BridgeStats", "Target"]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 Target = str | Callable[[str, str], "str | tuple[str, Any] | None"]
 

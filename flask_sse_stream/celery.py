@@ -30,12 +30,12 @@ try:
     from celery import Celery, Task, signals
     from celery.exceptions import SoftTimeLimitExceeded
     from celery.local import Proxy
-except ImportError as error:
-    raise ImportError("flask_sse_stream.celery needs Celery: pip install 'flask-sse-stream[celery]'") from error
+except ImportError as _error:
+    raise ImportError("flask_sse_stream.celery needs Celery: pip install 'flask-sse-stream[celery]'") from _error
 
 __all__ = ["TaskEvent", "TaskEventStats", "TaskEvents", "publish_task_events"]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 INCLUDABLE: Final = ("args", "kwargs", "result", "message")
 _LOG_SECONDS: Final = 60.0

@@ -65,9 +65,9 @@ class Histogram:
 
     def __init__(self, start: int, bounds: Sequence[float]) -> None:
         self.start = start
-        self.bounds = tuple(bounds)
-        self.sum = start + len(self.bounds) + 1
-        self.end = self.sum + 1
+        self.bounds: tuple[float, ...] = tuple(bounds)
+        self.sum: int = start + len(self.bounds) + 1
+        self.end: int = self.sum + 1
 
     def add(self, cells: Cells, value: float, times: int = 1) -> None:
         """Count a value; the sum is of billionths."""
@@ -109,11 +109,11 @@ LAG: Final = Histogram(
 FLUSH: Final = Histogram(LAG.end, (0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5))
 """Seconds for which a slice of the flusher's work kept everything else of its loop waiting."""
 
-COUNTERS: Final = FLUSH.end
+COUNTERS: Final[int] = FLUSH.end
 KEYS, OUTBOX, DRAINING, BROKER_UP = range(COUNTERS, COUNTERS + 4)
 QUEUE: Final = Histogram(COUNTERS + 4, (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000))
 """How many streams had at most so many frames waiting, when it was last looked."""
-SIZE: Final = QUEUE.end
+SIZE: Final[int] = QUEUE.end
 
 
 class Counts:

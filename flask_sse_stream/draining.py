@@ -52,7 +52,7 @@ class Drain:
         self._last_published = last_published
         self._is_offered = is_offered
         self.deadline: float | None = None
-        self.done = False
+        self.done: bool = False
         self._staying: deque[Stream] | None = None
         self._count = self._last = 0
         # Weakly: a source that was stopped before it began leaves nothing but a stream that nobody has.

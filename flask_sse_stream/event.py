@@ -245,15 +245,15 @@ class Message:
     def __init__(
         self, key: str | None, epoch: str, seq: int, body: bytes, created: float, *, resumable: bool = True
     ) -> None:
-        self.key = key
-        self.epoch = epoch
-        self.seq = seq
-        self.created = created
-        self.own_id = body.startswith(b"id: ")
-        self.last = key is not None and is_job(key) and body.startswith(_JOB_ENDS)
+        self.key: str | None = key
+        self.epoch: str = epoch
+        self.seq: int = seq
+        self.created: float = created
+        self.own_id: bool = body.startswith(b"id: ")
+        self.last: bool = key is not None and is_job(key) and body.startswith(_JOB_ENDS)
         if self.own_id:
-            self.id = body[4 : body.index(b"\n")].decode()
-            self.frame = body
+            self.id: str = body[4 : body.index(b"\n")].decode()
+            self.frame: bytes = body
         else:
             self.id = f"{epoch}-{seq}"
             # A comment carries no id, and without history an id would promise a replay that cannot be had.
@@ -300,7 +300,7 @@ class EventDecoder:
     """
 
     def __init__(self, *, max_bytes: int = 16 * 1024 * 1024, comments: bool = False) -> None:
-        self.last_event_id = ""
+        self.last_event_id: str = ""
         self.retry: int | None = None
         self._max_bytes = max_bytes
         self._comments = comments

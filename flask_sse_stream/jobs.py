@@ -31,7 +31,7 @@ from .transports.base import current_runtime
 
 __all__ = ["Job", "JobState"]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 _MAX_ID: Final = 200
 _LONGEST_UNREAD: Final = 86_400

@@ -38,7 +38,7 @@ __all__ = [
     "state_of",
 ]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 SAY_SECONDS: Final = 10.0
 """In which whoever is to say something about a job has done so, or another one may."""
@@ -76,11 +76,11 @@ class Producer:
     def __init__(self, id: str, seconds: float, unread: float | None) -> None:
         self.id = id
         self.unread = unread
-        self.read = time.monotonic()
-        self.lease = _work_lease(id)
-        self.holder = secrets.token_hex(8)
+        self.read: float = time.monotonic()
+        self.lease: str = _work_lease(id)
+        self.holder: str = secrets.token_hex(8)
         self.seconds = seconds
-        self.renewed = time.monotonic()
+        self.renewed: float = time.monotonic()
         self.sent = 0
         self.over: JobState | None = None
         self.task: Task | None = None
@@ -107,7 +107,7 @@ class Keeper:
         cls._making = threading.Lock()
 
     def __init__(self, manager: PoolManager) -> None:
-        self.pid = os.getpid()
+        self.pid: int = os.getpid()
         self._manager = weakref.ref(manager)
         self._lock = threading.Lock()
         self._producers: dict[str, Producer] = {}

@@ -14,7 +14,7 @@ class Pool:
     __slots__ = ("_snapshot", "key", "streams")
 
     def __init__(self, key: str) -> None:
-        self.key = key
+        self.key: str = key
         self.streams: dict[Stream, None] = {}
         self._snapshot: tuple[Stream, ...] | None = None
 

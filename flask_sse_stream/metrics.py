@@ -57,7 +57,7 @@ from .transports.base import current_runtime
 
 __all__ = ["NAMES", "SSECollector"]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 NAMES: Final = {
     "flask_sse_processes": "Processes that these numbers are of and that live.",

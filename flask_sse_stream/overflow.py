@@ -42,8 +42,8 @@ class Policies:
         self._default = named.get("*", DEFAULT_POLICY)
         self._known: dict[str, Overflow] = {}
         policies = {self._default, *named.values()}
-        self.lossy = policies != {"disconnect"}
-        self.conflates = "conflate" in policies
+        self.lossy: bool = policies != {"disconnect"}
+        self.conflates: bool = "conflate" in policies
 
     def of(self, key: str | None) -> Overflow:
         """Give a key's policy: that of its own name, else of the first pattern that it matches, else of ``*``.
@@ -75,7 +75,7 @@ class Hole:
     __slots__ = ("count", "keys")
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count: int = 0
         self.keys: dict[str, None] = {}
 
     def add(self, count: int, keys: Iterable[str]) -> None:
@@ -100,7 +100,7 @@ class HoledQueue(list[Item]):
 
     def __init__(self, items: Iterable[Item]) -> None:
         super().__init__(items)
-        self.holes = 0
+        self.holes: int = 0
 
 
 def drop(queue: HoledQueue, start: int, message: Message, keys: Sequence[str]) -> None:

@@ -70,7 +70,7 @@ from .window import Windows
 
 __all__ = ["MAX_KEYS", "Hooks", "PoolManager", "Stats", "check_key", "check_keys"]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 T = TypeVar("T")
 
@@ -103,9 +103,9 @@ class PoolManager:
         dumps: Callable[[Any], str] | None = None,
         broker: Callable[[Settings], Broker] = broker_from_url,
     ) -> None:
-        self.settings = settings if settings is not None else Settings()
-        self.policies = Policies(self.settings.overflow)
-        self.hooks = Hooks()
+        self.settings: Settings = settings if settings is not None else Settings()
+        self.policies: Policies = Policies(self.settings.overflow)
+        self.hooks: Hooks = Hooks()
         self._dumps = dumps or encode_json
         self._broker_factory = broker
         self.starting: list[Callable[[], object]] = []  # called with the first stream of a process
@@ -116,14 +116,14 @@ class PoolManager:
 
     def _begin(self) -> None:
         """Set up the state of this process; a forked child begins anew, with nothing of its parent's."""
-        self.lock = Lock(self._absorb)
+        self.lock: Lock = Lock(self._absorb)
         self._broker = self._broker_factory(self.settings)
         self._broker.start(self.deliver, self._idle)
         size, ttl = self.settings.history_size, self.settings.history_ttl
         jobs = Kept(self.settings.job_events, self.settings.job_ttl, whole=True)
         self._windows = Windows(size, ttl, fetched=self._broker.remembers, jobs=jobs)
         self._listeners = Listeners()
-        self.counts = Counts()
+        self.counts: Counts = Counts()
         self._rounds = Rounds(self.settings, self.lock, self._listeners.of, self._tell_dropped, self.counts)
         self._revocations = Revocations(self._rounds, lambda: self._jittered_retry(0.5, 1.5))
         self._intake = Intake(

@@ -19,7 +19,7 @@ from .keys import check_key
 
 __all__ = ["progress"]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 T = TypeVar("T")
 

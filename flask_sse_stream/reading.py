@@ -31,9 +31,9 @@ class Request:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is no URL such as http://127.0.0.1:8000/stream?connectKey=news")
-        self.secure = parts.scheme == "https"
-        self.host = parts.hostname
-        self.port = parts.port or (443 if self.secure else 80)
+        self.secure: bool = parts.scheme == "https"
+        self.host: str = parts.hostname
+        self.port: int = parts.port or (443 if self.secure else 80)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         fields = {
             "Host": parts.netloc.rpartition("@")[2],
@@ -47,7 +47,7 @@ class Request:
         lines = [f"GET {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
         if any("\r" in line or "\n" in line or not line.isascii() for line in lines):
             raise ValueError("the URL and the headers must be ASCII on one line each: escape what is not")
-        self.data = ("\r\n".join(lines) + "\r\n\r\n").encode()
+        self.data: bytes = ("\r\n".join(lines) + "\r\n\r\n").encode()
 
     def connect(self, timeout: float) -> socket.socket:
         """Connect and send it. Raises :class:`OSError`."""
@@ -66,9 +66,9 @@ class ResponseReader:
     """Takes bytes as they come. ``status`` and ``headers`` (lower case) are there when the head is: 0 before."""
 
     def __init__(self) -> None:
-        self.status = 0
+        self.status: int = 0
         self.headers: dict[str, str] = {}
-        self.ended = False
+        self.ended: bool = False
         self._rest = b""
         self._chunked = False
         self._left = 0  # of the current chunk

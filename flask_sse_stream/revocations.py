@@ -35,7 +35,7 @@ class Revocations:
     def __init__(self, rounds: Rounds, retry: Callable[[], bytes]) -> None:
         self._rounds = rounds
         self._retry = retry
-        self.count = 0
+        self.count: int = 0
         self._recent: deque[Revocation] = deque(maxlen=_RECENT)
 
     def take(self, message: Message) -> None:

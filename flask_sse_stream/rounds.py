@@ -29,7 +29,7 @@ from .transports.base import Pusher
 
 __all__ = ["Rounds"]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 _SLICE_SECONDS: Final = 0.001
 _SLICE_STREAMS: Final = 64  # between two looks at the clock
@@ -73,7 +73,7 @@ class Rounds:
         self._tell_dropped = tell_dropped
         self.streams: dict[Stream, None] = {}
         self.outbox: deque[Message] = deque()
-        self.drain = Drain(settings, lock, self.streams, self._last_waiting, self._is_offered)
+        self.drain: Drain = Drain(settings, lock, self.streams, self._last_waiting, self._is_offered)
         self._life = 0  # counts the lives of the log
         self._batch: list[Message] = []  # messages that are being offered now
         self._to_wake: deque[Stream] = deque()

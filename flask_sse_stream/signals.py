@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 
-from blinker import Namespace
+from blinker import NamedSignal, Namespace
 from flask import Flask, current_app, has_app_context
 
 from .event import Event
@@ -15,13 +15,13 @@ __all__ = ["begins_unheard", "connect_signals", "event_published", "events_dropp
 
 _signals = Namespace()
 #: Sent after a stream began: ``(app, stream)``.
-stream_opened = _signals.signal("stream-opened")
+stream_opened: NamedSignal = _signals.signal("stream-opened")
 #: Sent after a stream ended: ``(app, stream, reason)``.
-stream_closed = _signals.signal("stream-closed")
+stream_closed: NamedSignal = _signals.signal("stream-closed")
 #: Sent in the publisher before an event is published: ``(app, key, event)``; what a receiver raises, it raises.
-event_published = _signals.signal("event-published")
+event_published: NamedSignal = _signals.signal("event-published")
 #: Sent when an overflow policy dropped events of a stream: ``(app, stream, count)``.
-events_dropped = _signals.signal("events-dropped")
+events_dropped: NamedSignal = _signals.signal("events-dropped")
 
 
 def begins_unheard() -> bool:

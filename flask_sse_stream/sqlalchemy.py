@@ -22,14 +22,14 @@ from .publisher import HasManager, manager_of
 try:
     from sqlalchemy.event import listen
     from sqlalchemy.orm import Session, SessionTransaction, scoped_session
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "flask_sse_stream.sqlalchemy needs SQLAlchemy: pip install 'flask-sse-stream[sqlalchemy]'"
-    ) from error
+    ) from _error
 
 __all__ = ["AfterCommitStats", "OnError", "after_commit_stats", "publish_after_commit", "publish_all_after_commit"]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 OnError = Callable[[Exception, "str | None", Event], object]
 

@@ -26,7 +26,7 @@ from .transports.base import Pusher, Transport, Waiter
 
 __all__ = ["NOTHING_MORE", "CloseReason", "Lock", "Stream", "StreamOwner", "call_foreign"]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 NOTHING_MORE: Final = 2**63
 """The cursor of a stream that is not to be offered anything more: above every number of an event."""
@@ -168,16 +168,17 @@ class Stream:
 
     def __init__(self, owner: StreamOwner, keys: tuple[str, ...] = (), ticket: Ticket | None = None) -> None:
         self._owner = owner
-        self.keys = keys
-        self.ticket = ticket
-        self.cursor = 0
-        self.comments = True
+        self.keys: tuple[str, ...] = keys
+        self.ticket: Ticket | None = ticket
+        self.cursor: int = 0
+        self.comments: bool = True
         self.reason: CloseReason | None = None
         self.transport: Transport | None = None
         self.close_event: str | None = owner.settings.close_event
         self.room: Waiter | None = None  # where its own producer waits while the queue is full; None: it has none
-        self.opened = self.last_active = time.monotonic()
-        self.writing_since = 0.0  # when its transport took bytes that it has not come back from; 0.0: it waits
+        self.opened: float = time.monotonic()
+        self.last_active: float = self.opened
+        self.writing_since: float = 0.0  # when its transport took bytes that it has not come back from; 0.0: it waits
         self._queue: list[Item] = []  # an empty deque takes 700 bytes more, and most queues are empty
         self._bytes = 0
         self._uncounted = 0  # frames at the queue's head that the bounds do not count: the replay

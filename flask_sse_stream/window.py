@@ -52,9 +52,12 @@ class Window:
         self._whole = whole
         self._messages: deque[Message] = deque()
         self._own_ids: dict[str, int] | None = None  # most keys never have one
-        self.born = self.floor = self.head = floor
-        self.used = now
-        self.complete = self.over = False
+        self.born: int = floor
+        self.floor: int = floor
+        self.head: int = floor
+        self.used: float = now
+        self.complete: bool = False
+        self.over: bool = False
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -178,10 +181,10 @@ class Windows:
         self._fetched = fetched
         self._windows: OrderedDict[str | None, Window] = OrderedDict()
         self._floor = 0  # the highest floor of the windows that were forgotten
-        self.born = 0
+        self.born: int = 0
         self.epoch: str | None = None
         self.earlier: Mapping[str, int] = {}
-        self.head = 0
+        self.head: int = 0
 
     def __len__(self) -> int:
         return len(self._windows)

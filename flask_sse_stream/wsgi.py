@@ -43,7 +43,7 @@ __all__ = [
     "respond",
 ]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 Environ = Mapping[str, Any]
 StartResponse = Callable[..., Any]

@@ -24,7 +24,7 @@ from .base import Delivery, Gap
 
 __all__ = ["LOOK_SECONDS", "READ_EVENTS", "Listener", "Log", "Part", "wake_all"]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 LOOK_SECONDS: Final = 1.0
 """How long a listener that nobody wakes waits before it looks by itself."""
@@ -107,9 +107,9 @@ class Listener:
         self._told: dict[str | None, int] = {}
         self._turn = threading.Lock()
         self._stopped = False
-        self.broken = ""  # why the log cannot be read
-        self.gaps = 0
-        self.skipped = 0
+        self.broken: str = ""  # why the log cannot be read
+        self.gaps: int = 0
+        self.skipped: int = 0
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._wake_directory = wake_directory
         self._path = os.path.join(wake_directory, self._name)

@@ -12,8 +12,8 @@ from ..errors import BrokerError, SettingsError
 
 try:
     import redis
-except ImportError as error:
-    raise SettingsError("redis:// needs redis-py: install it with: pip install 'flask-sse-stream[redis]'") from error
+except ImportError as _error:
+    raise SettingsError("redis:// needs redis-py: install it with: pip install 'flask-sse-stream[redis]'") from _error
 
 __all__ = ["FAILURES", "NotTaken", "broker_error", "code", "is_elsewhere", "is_permanent", "patiently"]
 

@@ -58,8 +58,8 @@ class Link:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self.run = ""
-        self.sharded = False
+        self.run: str = ""
+        self.sharded: bool = False
 
     def begin(self, deadline: float) -> None:
         """Connect, and learn whom this is connected to."""
@@ -190,9 +190,9 @@ class Server:
         except ValueError as error:
             raise SettingsError(f"{what} {_masked(url)!r}: {error}") from error
         self._moved: tuple[str, int] | None = None
-        self.where = _masked(url)
+        self.where: str = _masked(url)
         named = self._sentinels or [(self._options["host"], self._options["port"])]
-        self.address = (self._service, *sorted(f"{host}:{port}" for host, port in named))
+        self.address: tuple[str, ...] = (self._service, *sorted(f"{host}:{port}" for host, port in named))
         """What tells this server from others, however its URL is written."""
 
     def _parse(self, url: str) -> dict[str, Any]:

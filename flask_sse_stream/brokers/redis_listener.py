@@ -45,7 +45,7 @@ from .redis_scripts import (
 
 __all__ = ["Listener", "Log"]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 TICK_SECONDS: Final = 1.0
 """How often Redis is asked for its place: it may hang without a word, or have lost everything."""

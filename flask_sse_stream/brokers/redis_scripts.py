@@ -189,8 +189,8 @@ class Names:
 
     def __init__(self, namespace: str) -> None:
         self._prefix = f"{{{namespace}}}:".encode()
-        self.log = self._prefix + b"log"
-        self.keys = self._prefix + b"keys"
+        self.log: bytes = self._prefix + b"log"
+        self.keys: bytes = self._prefix + b"keys"
 
     @staticmethod
     def member(key: str | None) -> bytes:
@@ -333,11 +333,12 @@ class Chain:
     """
 
     def __init__(self, after: int) -> None:
-        self.reached = self.end = after
+        self.reached: int = after
+        self.end: int = after
         self.floor: int | None = None
         self.entries: list[Entry] = []
-        self.more = True
-        self.skipped = 0
+        self.more: bool = True
+        self.skipped: int = 0
 
     def add(self, page: Page) -> None:
         """Put the next page in. Each event names the one before it; what does not follow leaves a gap."""

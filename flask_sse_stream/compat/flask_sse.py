@@ -19,7 +19,7 @@ import json as plain_json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from flask import Blueprint, Flask, current_app, json
 from flask.blueprints import BlueprintSetupState
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Message", "ServerSentEventsBlueprint", "sse"]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 _CHANNEL: Final = "sse"
 _MISSING: Final = "set REDIS_URL in the app's config (or SSE_REDIS_URL) to the URL of a Redis"
@@ -86,7 +86,7 @@ class Message:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, self.__class__) and vars(self) == vars(other)
 
-    __hash__ = None  # type: ignore[assignment]  # it can be changed
+    __hash__: ClassVar[None]  # type: ignore[assignment]  # it can be changed
 
 
 class _Received(Message):
@@ -248,6 +248,6 @@ def _read(body: Body) -> Iterator[Message]:
         body.close()
 
 
-sse = ServerSentEventsBlueprint("sse", __name__)
+sse: ServerSentEventsBlueprint = ServerSentEventsBlueprint("sse", __name__)
 """The blueprint that most apps register as it is."""
 sse.add_url_rule("", endpoint="stream", view_func=sse.stream)

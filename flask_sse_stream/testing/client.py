@@ -45,7 +45,7 @@ class EventReader:
     def __init__(self, response: TestResponse, timeout: float, again: Callable[[str], EventReader]) -> None:
         self.response = response
         self.comments: list[str] = []
-        self.ended = False
+        self.ended: bool = False
         self._timeout = timeout
         self._again = again
         self._decoder = EventDecoder(comments=True)

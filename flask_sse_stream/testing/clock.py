@@ -33,7 +33,7 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self.ahead = 0.0
+        self.ahead: float = 0.0
 
     def advance(self, seconds: float) -> None:
         """Let so many seconds pass at once: what has fallen due with it is done by the flusher, as always.

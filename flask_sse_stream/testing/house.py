@@ -17,8 +17,8 @@ class RecordingTransport:
     ready = None
 
     def __init__(self) -> None:
-        self.wakes = 0
-        self.closes = 0
+        self.wakes: int = 0
+        self.closes: int = 0
 
     def wake(self) -> None:
         self.wakes += 1
@@ -31,11 +31,11 @@ class ManualRuntime:
     """Its flusher does nothing: the test calls ``flush``."""
 
     def __init__(self) -> None:
-        self.alive = True
-        self.wakes = 0
-        self.turns = 0
+        self.alive: bool = True
+        self.wakes: int = 0
+        self.turns: int = 0
         self.on_turn: Callable[[], object] = lambda: None
-        self.started = 0
+        self.started: int = 0
 
     def waiter(self) -> object:
         raise AssertionError("nobody waits here")
@@ -70,8 +70,8 @@ class House:
     """A pool manager with streams whose bytes the test takes, in one thread."""
 
     def __init__(self, *, broker: Callable[[Settings], Broker] = broker_from_url, **options: object) -> None:
-        self.manager = PoolManager(Settings(**options), broker=broker)  # type: ignore[arg-type]
-        self.runtime = ManualRuntime()
+        self.manager: PoolManager = PoolManager(Settings(**options), broker=broker)  # type: ignore[arg-type]
+        self.runtime: ManualRuntime = ManualRuntime()
         self.decoders: dict[Stream, EventDecoder] = {}
 
     def open(self, *keys: str, after: str | None = None) -> Stream:

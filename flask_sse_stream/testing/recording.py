@@ -138,9 +138,9 @@ class RecordingBroker:
     """
 
     def __init__(self, settings: Settings, inner: Callable[[Settings], Broker] = broker_from_url) -> None:
-        self.inner = inner(settings)
-        self.remembers = self.inner.remembers
-        self.published = Publications()
+        self.inner: Broker = inner(settings)
+        self.remembers: bool = self.inner.remembers
+        self.published: Publications = Publications()
         self.calls: list[str] = []
         self._failures: dict[str, list[Exception]] = {}
 

@@ -29,7 +29,7 @@ from .base import Flusher, Loop, Task, Waiter
 
 __all__ = ["GeventRuntime", "in_gevent"]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 T = TypeVar("T")
 
@@ -69,9 +69,9 @@ class Mailbox:
         return mailbox
 
     def __init__(self, hub: Hub) -> None:
-        self.thread = get_ident()
+        self.thread: int = get_ident()
         self._calls: deque[Callable[[], object]] = deque()
-        self.hub = weakref.ref(hub)
+        self.hub: weakref.ref[Hub] = weakref.ref(hub)
         self.guests: dict[type, Any] = {}
         # ref=False: a program whose other work is done may end.
         self._async: Any = hub.loop.async_(ref=False)

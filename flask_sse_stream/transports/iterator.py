@@ -27,7 +27,7 @@ class IteratorTransport:
     ready = None  # only the server's code writes
 
     def __init__(self, waiter: Waiter, cut: Callable[..., None] | None = None) -> None:
-        self.waiter = waiter
+        self.waiter: Waiter = waiter
         self._cut = cut
 
     def wake(self) -> None:

@@ -26,7 +26,7 @@ from .base import Loop, Task, original
 
 __all__ = ["HandedOff", "Reactor"]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 
 # gevent's tells greenlets apart.
@@ -49,13 +49,15 @@ class HandedOff:
 
     def __init__(self, reactor: Reactor, stream: Stream, descriptor: int, task: Task | None) -> None:
         self._reactor = reactor
-        self.stream = stream
-        self.descriptor = descriptor  # -1 when it is closed
-        self.task = task
-        self.rest = b""  # what the socket had no room for
-        self.room = False  # whether the socket had room the last time, and is ours to write to
+        self.stream: Stream = stream
+        self.descriptor: int = descriptor  # -1 when it is closed
+        self.task: Task | None = task
+        self.rest: bytes = b""  # what the socket had no room for
+        self.room: bool = False  # whether the socket had room the last time, and is ours to write to
         self.ready: Reactor | None = None
-        self.busy = self.posted = self.ended = False
+        self.busy: bool = False
+        self.posted: bool = False
+        self.ended: bool = False
 
     def begin(self) -> None:
         """Serve the socket from here on: the server has written what it had to write."""
@@ -116,8 +118,8 @@ class Reactor:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self.thread = loop.thread
-        self.post = loop.post
+        self.thread: int = loop.thread
+        self.post: Callable[[Callable[[], object]], None] = loop.post
         self._transports: dict[int, HandedOff] = {}
         self._epoll = _Epoll()
         self._frames: list[bytes] = []  # what was joined last, since the next client has the same waiting

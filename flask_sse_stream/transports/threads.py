@@ -22,7 +22,7 @@ from .base import Flusher, Loop, Task, Waiter
 
 __all__ = ["ThreadLoop", "ThreadRuntime", "ThreadWaiter"]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 T = TypeVar("T")
 
@@ -141,7 +141,7 @@ class ThreadLoop:
         self.watch(self._alarm, self._drain)
         thread = threading.Thread(target=contextvars.Context().run, args=(self._run,), name="sse-sockets", daemon=True)
         thread.start()
-        self.thread = thread.ident or 0
+        self.thread: int = thread.ident or 0
 
     def post(self, call: Callable[[], object]) -> None:
         """Have ``call`` made soon in the loop's thread."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 try:
     import pytest
-except ImportError as error:
-    raise ImportError("flask_sse_stream.testing.contracts needs pytest: pip install pytest") from error
+except ImportError as _error:
+    raise ImportError("flask_sse_stream.testing.contracts needs pytest: pip install pytest") from _error
 
 # Before its modules are imported, so that their assertions say what they saw.
 for _module in ("broker", "transport", "replay", "jobs", "threads", "greenlets"):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import gevent
 import gevent.monkey
 
 from .transport import TransportContract
 
-start_native_thread = gevent.monkey.get_original("_thread", "start_new_thread")
+start_native_thread: Any = gevent.monkey.get_original("_thread", "start_new_thread")
 
 
 class InGreenlets(TransportContract):

@@ -8,8 +8,8 @@ from __future__ import annotations
 try:
     import hypothesis.strategies as st
     from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-except ImportError as error:
-    raise ImportError("the contract of replay needs Hypothesis: pip install hypothesis") from error
+except ImportError as _error:
+    raise ImportError("the contract of replay needs Hypothesis: pip install hypothesis") from _error
 
 from ...stream import CloseReason, Stream
 from ..house import House
@@ -26,14 +26,14 @@ class ReplayMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.log: list[tuple[str | None, str]] = []
-        self.house = self.make_house()
+        self.house: House = self.make_house()
         self.clients: list[dict[str, object]] = []
 
     def make_house(self) -> House:
         """Override it to say where the log is."""
         return House(history_size=4, queue_events=6)
 
-    keys = st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True)
+    keys: st.SearchStrategy[list[str]] = st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True)
 
     @initialize()
     def begin(self) -> None:
@@ -140,7 +140,7 @@ class OutsideReplayMachine(ReplayMachine):
             for client in self.clients:
                 self._read(client)
         self.house.manager.shutdown()
-        self.house = self.make_house()
+        self.house: House = self.make_house()
         for client in self.clients:
             keys = client["keys"]
             assert isinstance(keys, list)

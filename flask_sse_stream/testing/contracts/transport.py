@@ -31,9 +31,9 @@ class Client:
 
     def __init__(self) -> None:
         self.status = ""
-        self.bytes = b""
-        self.chunks = 0
-        self.ended = False
+        self.bytes: bytes = b""
+        self.chunks: int = 0
+        self.ended: bool = False
         self.left = False  # set by the test: the server's next write fails
         self.reading = True  # set by the test: while it does not read, the server's write hangs
         self.sleep: Callable[[], None] = lambda: None
