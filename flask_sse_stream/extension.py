@@ -22,6 +22,7 @@ from werkzeug.exceptions import Forbidden, HTTPException, NotAcceptable, NotFoun
 
 from .access import Ticket, now
 from .bridge import Bridge, Target
+from .brokers.base import Broker, broker_from_url
 from .client import add_client, url_for_client
 from .errors import AccessDenied, SettingsError
 from .event import END_ID, Event
@@ -78,10 +79,17 @@ class SSE:
 
     Keyword arguments are the settings without their prefix (``ping_interval=5``) and override ``app.config``.
     One instance may serve several apps; each app has pools of its own.
+
+    ``broker``
+        makes the broker of an app from its settings, in each process anew; by default the one that
+        ``SSE_BROKER_URL`` names. For a broker of your own.
     """
 
-    def __init__(self, app: Flask | None = None, **options: Any) -> None:
+    def __init__(
+        self, app: Flask | None = None, *, broker: Callable[[Settings], Broker] = broker_from_url, **options: Any
+    ) -> None:
         self._options = options
+        self._broker = broker
         self._authorize: Authorize | None = None
         self._managers: list[weakref.ref[PoolManager]] = []
         self._tickets: weakref.WeakKeyDictionary[PoolManager, Tickets] = weakref.WeakKeyDictionary()
@@ -100,7 +108,7 @@ class SSE:
                 "or give a second one an app of its own"
             )
         settings = self._read_settings(app)
-        manager = PoolManager(settings, dumps=functools.partial(_dumps, app))
+        manager = PoolManager(settings, dumps=functools.partial(_dumps, app), broker=self._broker)
         tickets = Tickets(settings, functools.partial(_secrets, weakref.ref(app)))
         if settings.path is not None:
             if any(rule.rule == settings.path and "GET" in (rule.methods or ()) for rule in app.url_map.iter_rules()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import importlib.util
 import inspect
 import json
@@ -22,6 +23,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from celery._state import _on_app_finalizers
+from docs_blocks import PAGES, all_blocks, blocks
 from fakes import shut_down
 from flask import Flask
 from redis_server import RedisServer
@@ -36,29 +38,6 @@ from flask_sse_stream.tickets import Tickets
 from flask_sse_stream.wsgi import SSEMiddleware
 
 DOCS = ROOT / "docs"
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.rst"))]
-
-
-def blocks(page: str) -> list[tuple[int, str]]:
-    """The Python blocks of a page, each with the number of its first line."""
-    lines = (ROOT / page).read_text(encoding="utf-8").split("\n")
-    found = []
-    number = 0
-    while number < len(lines):
-        line = lines[number]
-        number += 1
-        start = re.fullmatch(r"```python|( *)\.\. code-block:: python", line)
-        if start is None:
-            continue
-        begin = number
-        if line.startswith("```"):
-            number = lines.index("```", number)
-        else:
-            indent = len(start[1]) + 1
-            while number < len(lines) and (not lines[number].strip() or lines[number][:indent].isspace()):
-                number += 1
-        found.append((begin + 1, textwrap.dedent("\n".join(lines[begin:number]))))
-    return found
 
 
 class Page:
@@ -141,6 +120,12 @@ def nothing_is_patched_and_nothing_is_left_running(
     # What the pages call "your application" is the README's.
     news = types.ModuleType("news")
     monkeypatch.setitem(sys.modules, "news", news)
+    # And its project of Django's.
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "mysite.settings")
+    for name in ("mysite", "mysite.settings", "mysite.urls"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    mysite = {"SECRET_KEY": "secret", "ROOT_URLCONF": "mysite.urls", "ALLOWED_HOSTS": ["localhost"]}
+    sys.modules["mysite.settings"].__dict__.update(mysite)
     news.__dict__.update(Page("README.md").names)
     (tmp_path / "page").mkdir()  # a page's sse.db is not the README's
     monkeypatch.chdir(tmp_path / "page")
@@ -339,6 +324,17 @@ def test_a_client_whose_id_leads_nowhere_is_told_so(cursor: str, reason: str) ->
     page["sse"].publish("news", "live")
     assert said(reader.take(1)) == [(None, "live")]
     reader.close()
+
+
+def test_who_comes_new_to_the_board_is_shown_what_was_said_and_who_comes_back_is_not_shown_it_again() -> None:
+    app = Page("docs/quickstart.rst")["board"]
+    reader = Reader(app, "/stream?connectKey=notes")
+    assert said(reader.take(3)) == [("note", f"note {number}") for number in range(3)]
+    again = Reader(app, "/stream?connectKey=notes", {"Last-Event-ID": reader.decoder.last_event_id})
+    app.extensions["sse_stream"].publish("notes", "new")
+    assert said(again.take(1)) == [(None, "new")]
+    reader.close()
+    again.close()
 
 
 def test_the_guarded_app_asks_who_may_listen() -> None:
@@ -817,6 +813,99 @@ def test_whoever_stops_a_process_waits_for_its_drain() -> None:
     assert page["app"].test_client().get("/alive").status_code == 204
 
 
+def test_whoever_knows_the_token_publishes_from_another_language() -> None:
+    page = Page("docs/publishing.rst")
+    client = page["app"].test_client()
+    page["report_is_ready"](7)
+    page["report_is_ready"](7)
+    reader = Reader(page["app"], "/stream?connectKey=news&connectKey=reports", first_place(page["sse"].manager))
+    assert said(reader.take(2)) == [("notice", "the backup is done"), ("ready", '{"number":7}')]
+    page["work"]()
+    asyncio.run(page["listen_elsewhere"]())
+    assert client.post("/news", data={"title": "hi"}).status_code == 204
+    assert [event for event, _ in said(reader.take(3))] == [None, None, "headline"]
+    token = {"Authorization": "Bearer a long random text"}
+    for headers in ({}, {"Authorization": "Bearer another"}, {"Authorization": "größe".encode().decode("latin-1")}):
+        assert client.post("/publish/news", json=1, headers=headers).status_code == 401
+    assert client.post("/publish/news?event=a%0Ab", json=1, headers=token).status_code == 400
+    identifier = client.post("/publish/news?event=order", json={"number": 7}, headers=token).json["id"]
+    [event] = reader.take(1)
+    assert (event.event, event.data, reader.decoder.last_event_id) == ("order", '{"number": 7}', identifier)
+    reader.close()
+    page["publisher"].close()
+
+
+def test_a_stream_that_works_begins_as_the_page_about_trouble_says(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "a_page_of_the_docs")
+    [shown] = [block.text for block in all_blocks("docs/troubleshooting.rst") if block.language == "text"]
+    head, _, body = shown.strip("\n").partition("\n\n")
+    page = Page("docs/troubleshooting.rst")
+    reader = Reader(page["app"], "/stream?connectKey=news")
+    first, *headers = head.split("\n")
+    assert first == f"HTTP/1.1 {reader.response.status}"
+    assert {line.partition(": ")[0]: line.partition(": ")[2] for line in headers} == dict(reader.response.headers)
+    assert next(reader.chunks).decode().startswith(body)
+    reader.close()
+    wait_for(lambda: "('news',) left: peer" in caplog.text, "the end is told")
+    text = (DOCS / "troubleshooting.rst").read_text(encoding="utf-8")
+    named = text[text.index("``slow`` is a client") : text.index("all are in")]
+    names = set(re.findall(r"``(\w+)``", named))
+    assert names <= {reason.value for reason in flask_sse_stream.CloseReason} | {"SSE_MAX_AGE"}
+
+
+def test_bottles_and_djangos_applications_publish_and_have_streams() -> None:
+    page = Page("docs/frameworks.rst")
+    reader = Reader(page["SSEMiddleware"](page["app"], page["manager"]), "/stream?connectKey=news")
+    assert Client(page["app"]).post("/news", data={"title": "hi"}).text == "published"
+    assert said(reader.take(1)) == [("headline", '{"title":"hi"}')]
+    reader.close()
+    left = [event.data for event in Reader(page["app"], "/countdown/").to_the_end() if event.event is None]
+    assert left == ['{"left":3}', '{"left":2}', '{"left":1}']
+
+    from django.http import HttpRequest
+    from django.urls import path
+
+    request = HttpRequest()
+    request.user = types.SimpleNamespace(pk=7)  # type: ignore[attr-defined]  # what its middleware puts there
+    url = json.loads(page["stream_url"](request).content)["url"]
+    application = page["application"]
+    assert Client(application).get("/stream?connectKey=news").status_code == 401
+    reader = Reader(application, url)
+    sys.modules["mysite.urls"].__dict__["urlpatterns"] = [path("order", page["order"])]
+    assert Client(application).post("/order").status_code == 204
+    assert said(reader.take(1)) == [("order", '{"number":7}')]
+    page["live"].publish("user-7", "for you")
+    assert said(reader.take(1)) == [(None, "for you")]
+    reader.close()
+
+    reader = Reader(page["bare"], "/stream")
+    mine = Reader(page["bare"], "/mine")
+    assert Client(page["bare"]).get("/page").text == "hello\n"
+    assert said(reader.take(1)) == [("visit", '{"path":"/page"}')]
+    page["house"].publish("mine", "yours")
+    assert said(mine.take(1)) == [(None, "yours")]
+    reader.close()
+    mine.close()
+
+
+def test_a_broker_of_ones_own_is_that_of_the_app_and_one_around_another_sees_what_passes() -> None:
+    page = Page("docs/extending.rst")
+    for app, extension in (("app", "sse"), ("audited", "live")):
+        reader = Reader(page[app], "/stream?connectKey=news")
+        identifier = page[extension].publish("news", "hi")
+        assert said(reader.take(1)) == [(None, "hi")]
+        assert reader.decoder.last_event_id == identifier
+        reader.close()
+    assert isinstance(page["sse"].manager._broker, page["PlainBroker"])
+    assert page["live"].manager._broker.notes == [(identifier, "news", len("data: hi\n\n"))]
+
+
+@pytest.mark.live
+def test_the_broker_of_the_page_about_brokers_keeps_its_promises(tmp_path: Path) -> None:
+    code = "\n".join(block for _, block in blocks("docs/extending.rst"))
+    run_as_tests(tmp_path, code, "PlainBroker or PlainReplay or MyServer and first_bytes")
+
+
 def test_both_ways_of_the_migration_page_publish_the_same() -> None:
     app = Page("docs/migrating.rst")["app"]
     events = Reader(app, "/stream?connectKey=news", first_place(app.extensions["sse_stream"])).take(2)
@@ -841,16 +930,27 @@ def test_the_tests_of_the_page_about_testing_pass_and_fail_where_the_app_is_wron
         page["test_a_headline_is_published_once"]()
 
 
-@pytest.mark.live
-def test_the_page_about_testing_is_a_test_file(tmp_path: Path) -> None:
-    (tmp_path / "test_page.py").write_text("\n".join(block for _, block in blocks("docs/testing.rst")))
+def run_as_tests(directory: Path, code: str, chosen: str) -> None:
+    """Run a page's code as a file of tests, in a process of its own."""
+    (directory / "test_page.py").write_text(code)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "flask_sse_stream.testing.plugin"]
-    chosen = ["-k", "news or headline or MyBroker or MyReplay or first_bytes or arrive", "test_page.py"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(
-        [*command, *chosen], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100, check=False
+        [*command, "-k", chosen, "test_page.py"],
+        cwd=directory,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+
+
+@pytest.mark.live
+def test_the_page_about_testing_is_a_test_file(tmp_path: Path) -> None:
+    code = "\n".join(block for _, block in blocks("docs/testing.rst"))
+    run_as_tests(tmp_path, code, "news or headline or MyBroker or MyReplay or first_bytes or arrive")
 
 
 def test_the_app_that_was_moved_from_flask_sse_greets() -> None:

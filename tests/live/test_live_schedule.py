@@ -12,8 +12,8 @@ from typing import Any
 
 import psutil
 import pytest
+from docs_blocks import blocks
 from support import ROOT, Server, free_port, python, wait_for
-from test_docs import blocks
 from workers import LONG, Crowd, Follower, Log, Received, Workers, number
 
 pytestmark = pytest.mark.live
