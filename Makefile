@@ -1,5 +1,6 @@
 # "make demo" and "make test" need Python 3.10 or newer and make: the rest they fetch themselves, the
-# Python packages into .venv and, for the tests, a browser, Redis, nginx, curl and a C compiler from Debian.
+# Python packages into .venv and, for the tests, a browser, Redis, four proxies, systemd-analyze, curl and a C compiler
+# from Debian.
 
 PYTHON ?= python3
 PORT ?= 5000
@@ -116,11 +117,12 @@ endef
 find-compiler = printf '\043include <stdio.h>\n' | cc -fsyntax-only -x c - 2>/dev/null \
 	|| missing="$$missing gcc libc6-dev"
 
-# Debian has nginx where it is not on everybody's PATH.
+# Debian has proxies where they are not on everybody's PATH. After a colon: the package, where its name is another. The one
+# that is called apache2 would bring a service along.
 test-programs:
 	@missing=; \
-	for program in chromium redis-server nginx curl; do \
-		PATH="$$PATH:/usr/sbin" command -v "$$program" >/dev/null || missing="$$missing $$program"; \
+	for program in chromium redis-server nginx haproxy caddy apache2:apache2-bin systemd-analyze:systemd curl; do \
+		PATH="$$PATH:/usr/sbin" command -v "$${program%:*}" >/dev/null || missing="$$missing $${program#*:}"; \
 	done; \
 	$(find-compiler); \
 	[ -z "$$missing" ] || $(call from-debian,$$missing,What the tests drive is)

@@ -106,7 +106,8 @@ class Follower:
         self._received = self._body = b""
         self.socket = self.open()
         cursor = f"Last-Event-ID: {self.last_id}\r\n" if self.last_id else ""
-        self.socket.sendall(f"GET /stream?connectKey={self._key} HTTP/1.1\r\nHost: localhost\r\n{cursor}\r\n".encode())
+        host = f"Host: 127.0.0.1:{self.port}\r\n"
+        self.socket.sendall(f"GET /stream?connectKey={self._key} HTTP/1.1\r\n{host}{cursor}\r\n".encode())
         self.socket.setblocking(False)
 
     def open(self) -> socket.socket:
@@ -189,12 +190,12 @@ class Follower:
 
     def wait_until_it_reads(self) -> Follower:
         wait_for(lambda: self.process or self.errors, "a stream begins", LONG)
-        assert not self.errors
+        assert not self.errors, self.errors
         return self
 
     def wait_for_data(self, last: str, seconds: float = LONG) -> None:
         wait_for(lambda: self.errors or last in [e.data for e in self.events[-1:]], f"{last!r} comes", seconds)
-        assert not self.errors
+        assert not self.errors, self.errors
 
 
 class Crowd:
@@ -222,7 +223,7 @@ class Crowd:
                 follower.socket.close()
         self._selector.close()
         if kind is None:
-            assert self.errors == []
+            assert self.errors == [], self.errors
 
     @property
     def errors(self) -> list[str]:
