@@ -22,6 +22,7 @@ _FIRST_SECONDS: Final = 5.0
 _EVENT_SECONDS: Final = 8.0
 _BEAT_SECONDS: Final = 5.0  # for a heartbeat to be late
 _LATE: Final = 2.0
+_TURNED_AWAY_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,23 @@ def look_at_url(manager: PoolManager, url: str, headers: Mapping[str, str]) -> I
         after = time.monotonic() - began
         of_the_head = list(_look_at_head(url, status, found))
         yield from of_the_head
-        if any(finding.level == "problem" and finding.check != "headers" for finding in of_the_head):
+        if any(finding.level == "problem" for finding in of_the_head):
             return
-        probe = _Probe(stream)
+        probe = _Probe(stream, found.get("content-length", ""))
         if not probe.wait(lambda: probe.bytes > 0, _FIRST_SECONDS):
             yield Finding("problem", "first bytes", "the head came, and no byte of the stream after it", held)
             return
+        # A stream says something after its retry: at once; what ends there instead is told to come back.
+        probe.wait(lambda: bool(probe.comments) or probe.ended, _TURNED_AWAY_SECONDS)
+        if probe.ended and not probe.comments and probe.retry is not None:
+            text = f"{url} says retry: {probe.retry} and ends: nobody is given a stream there now"
+            cure = "start the application, if this is what the proxy answers in its place; otherwise it is about to stop, or "
+            cure += "full: raise SSE_MAX_CLIENTS, or start more processes"
+            yield Finding("problem", "endpoint", text, cure)
+            return
+        if "content-length" in found:
+            text = "the response has a Content-Length: it was read to its end before it was passed on"
+            yield Finding("problem", "headers", text, "turn response buffering off")
         text = f"after {after * 1000:.0f} ms"
         yield Finding("warning" if after > _LATE else "ok", "first bytes", text, held if after > _LATE else "")
         if manager.reaches_other_processes:
@@ -96,20 +108,22 @@ def _look_at_head(url: str, status: int, headers: Mapping[str, str]) -> Iterator
     if "no-cache" not in control and "no-store" not in control:
         text = f"Cache-Control is {control!r}: something on the way has changed it, and may keep what it should not"
         yield Finding("warning", "headers", text, "have the proxy pass Cache-Control: no-cache, no-transform on")
-    if "content-length" in headers:
-        text = "the response has a Content-Length: it was read to its end before it was passed on"
-        yield Finding("problem", "headers", text, "turn response buffering off")
 
 
 class _Probe:
     """What has come of a stream so far."""
 
-    def __init__(self, stream: Streaming) -> None:
+    def __init__(self, stream: Streaming, length: str) -> None:
         self.bytes = 0
         self.comments: list[str] = []
         self.ended = False
         self._stream = stream
+        self._length = int(length) if length.isdecimal() else None
         self._decoder = EventDecoder(comments=True)
+
+    @property
+    def retry(self) -> int | None:
+        return self._decoder.retry
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Read until the condition holds; say whether it does."""
@@ -121,6 +135,7 @@ class _Probe:
             else:
                 self.bytes += len(data)
                 self.comments += [event.comment or "" for event in self._decoder.feed(data) if event.data is None]
+                self.ended = self.bytes == self._length
         return condition()
 
 
