@@ -63,12 +63,12 @@ def look_at_url(manager: PoolManager, url: str, headers: Mapping[str, str]) -> I
         if not probe.wait(lambda: probe.bytes > 0, _FIRST_SECONDS):
             yield Finding("problem", "first bytes", "the head came, and no byte of the stream after it", held)
             return
-        # A stream says something after its retry: at once; what ends there instead is told to come back.
-        probe.wait(lambda: bool(probe.comments) or probe.ended, _TURNED_AWAY_SECONDS)
-        if probe.ended and not probe.comments and probe.retry is not None:
+        # A stream begins with ": open". Who is told to come back gets "retry:" and the end, from us with ": full".
+        probe.wait(lambda: probe.ended or bool({*probe.comments} - {"full"}), _TURNED_AWAY_SECONDS)
+        if probe.ended and not {*probe.comments} - {"full"} and probe.retry is not None:
             text = f"{url} says retry: {probe.retry} and ends: nobody is given a stream there now"
-            cure = "start the application, if this is what the proxy answers in its place; otherwise it is about to stop, or "
-            cure += "full: raise SSE_MAX_CLIENTS, or start more processes"
+            cure = "start the application, if this is what the proxy answers for it; otherwise it is about to stop, "
+            cure += "or is full: raise SSE_MAX_CLIENTS, or start more processes"
             yield Finding("problem", "endpoint", text, cure)
             return
         if "content-length" in found:
