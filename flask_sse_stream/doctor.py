@@ -233,7 +233,7 @@ def _look_at_broker(manager: PoolManager) -> Iterator[Finding]:
             yield from _look_at_redis(settings)
         except Exception as error:
             text = f"Redis does not say how it is set up ({error})"
-            yield Finding("warning", "redis", text, "allow the user +info, or look at its configuration yourself")
+            yield Finding("warning", "redis", text, "run this again; or look at its configuration yourself")
 
 
 def _look_at_file(file: Path) -> Iterator[Finding]:
@@ -276,9 +276,10 @@ def _look_at_redis(settings: Settings) -> Iterator[Finding]:
                 name, colon, value = line.partition(":")
                 if colon:
                     info[name] = value
-        least: str | None = None
+        asked: Any = {}
         with contextlib.suppress(Exception):  # not everybody may ask
-            least = bytes(ask("CONFIG", "GET", "min-replicas-to-write")[1]).decode()
+            asked = ask("CONFIG", "GET", "min-replicas-to-write")
+        least = bytes(asked[b"min-replicas-to-write"]).decode() if asked else None
     finally:
         link.close()
     yield from _judge_redis(info, least)

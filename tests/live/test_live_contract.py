@@ -10,6 +10,9 @@ from clients import DEADLINE, Listener
 from conftest import PING, LiveServer
 from support import wait_for
 
+from flask_sse_stream import PoolManager, Settings
+from flask_sse_stream.probing import look_at_url
+
 pytestmark = pytest.mark.live
 
 PLACES = (
@@ -38,6 +41,16 @@ def test_the_headers_are_those_of_an_event_stream(server: LiveServer, key: str) 
         assert listener.headers.get_list("Transfer-Encoding") == ["chunked"]
         assert "Content-Length" not in listener.headers
         assert "Content-Encoding" not in listener.headers
+
+
+def test_the_doctor_finds_nothing_wrong_with_it(server: LiveServer, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flask_sse_stream.probing._LATE", DEADLINE)  # this machine may be busy
+    findings = list(look_at_url(PoolManager(Settings(ping_interval=PING)), server.stream_url(key), {}))
+    assert {finding.check: finding.level for finding in findings} == {
+        "compression": "ok",
+        "first bytes": "ok",
+        "heartbeats": "ok",
+    }
 
 
 def test_events_arrive_as_they_were_published(server: LiveServer, key: str) -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import os
+import re
 import resource
 import shutil
+import socket
+import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from command import Flask
 from redis_server import RedisServer
-from support import ROOT, Server, free_port
+from support import ROOT, Server, free_port, wait_for
 
+import flask_sse_stream
 from flask_sse_stream import PoolManager, Settings, SettingsError
 from flask_sse_stream.doctor import Gunicorn, _judge_redis, examine
 from flask_sse_stream.probing import Finding
@@ -22,10 +30,15 @@ from flask_sse_stream.probing import Finding
 pytestmark = pytest.mark.live
 
 
+LONG = 20.0
+FOUND: list[Finding] = []  # all that was not well in the tests here
+
+
 def bad(findings: Any) -> dict[str, str]:
     """What is not well, by what was looked at; each has its cure."""
     found = [finding for finding in findings if finding.level != "ok"]
     assert all(finding.cure for finding in found)
+    FOUND.extend(found)
     return {finding.check: f"{finding.level}: {finding.text}" for finding in found}
 
 
@@ -112,6 +125,7 @@ def test_an_application_that_patches_wrongly_is_found(tmp_path: Path, patch: str
     (tmp_path / "conf.py").write_text(config)
     done = Flask(tmp_path, app="patching").run("doctor", "--json", "--gunicorn-config", "conf.py", PYTHONWARNINGS="")
     [found] = [item for item in json.loads(done.stdout)["findings"] if item["check"] == "monkey patching"]
+    bad([Finding(**found)])
     assert (found["level"] == "problem", words in found["text"]) == (bool(words), True)
     assert done.returncode == bool(words)
 
@@ -123,12 +137,33 @@ def test_too_few_descriptors_are_found_and_the_exit_status_is_1(tmp_path: Path) 
     try:
         done = flask.run("doctor")
         few = flask.run("doctor", FLASK_SSE_MAX_CLIENTS="200")
+        assert list(bad(examine(PoolManager(Settings())))) == ["open files"]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert done.returncode == 1
     assert "problem  open files: 300 open files are allowed here" in done.stdout
     assert "         -> LimitNOFILE=65536" in done.stdout
     assert few.returncode == 0, few
+
+
+def test_a_directory_that_belongs_to_somebody_else_is_found(tmp_path: Path) -> None:
+    directory = tmp_path / "elsewhere"
+    directory.mkdir(mode=0o555)
+    flask = Flask(tmp_path, broker_url=f"sqlite:///{directory}/sse.db")
+    # Root may write everywhere, unless this is taken from it.
+    as_somebody = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] if os.getuid() == 0 else []
+    done = subprocess.run(
+        [*as_somebody, *flask.command("doctor", "--json")],
+        cwd=tmp_path,
+        env=flask.environment,
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+    )
+    found = bad(Finding(**item) for item in json.loads(done.stdout)["findings"])
+    assert done.returncode == 1
+    assert found["sqlite"] == f"problem: {directory} cannot be written to by this user"
+    assert "the broker does not answer" in found["broker"]
 
 
 def test_a_log_that_cannot_be_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +221,43 @@ def test_what_redis_is_told_wrongly_is_found(
         manager.shutdown()
 
 
+def test_a_master_that_waits_for_no_replica_is_found(redis: RedisServer, tmp_path: Path) -> None:
+    manager = PoolManager(Settings(broker_url=redis.url))
+    with RedisServer(tmp_path / "replica", replicaof=f"127.0.0.1 {redis.port}"):
+        wait_for(lambda: redis.cli("INFO", "replication")["connected_slaves"] == 1, "it has a replica", LONG)
+        found = bad(examine(manager))
+        assert list(found) == ["redis role"]
+        assert found["redis role"].startswith("warning: a master that is cut off")
+        redis.cli("CONFIG", "SET", "min-replicas-to-write", "1")
+        assert bad(examine(manager)) == {}
+        redis.cli("CONFIG", "SET", "min-replicas-to-write", "0")
+    manager.shutdown()
+
+
+def test_a_user_of_redis_with_the_rights_of_the_page_alone_is_well_and_one_with_fewer_is_found(
+    redis: RedisServer,
+) -> None:
+    [rights] = re.findall(r"ACL SETUSER app on >password (.*)", (ROOT / "docs" / "redis.rst").read_text())
+    redis.cli("ACL", "SETUSER", "app", "on", ">password", *rights.split())
+    manager = PoolManager(Settings(broker_url=redis.url.replace("redis://", "redis://app:password@")))
+    assert bad(examine(manager)) == {}
+    manager.shutdown()
+    redis.cli("ACL", "SETUSER", "app", "-info")
+    manager = PoolManager(Settings(broker_url=manager.settings.broker_url))
+    assert "no permissions" in bad(examine(manager))["broker"]
+    manager.shutdown()
+
+
+def test_a_redis_that_goes_while_it_is_looked_at_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RedisServer(tmp_path / "redis") as redis:
+        manager = PoolManager(Settings(broker_url=redis.url))
+        monkeypatch.setattr(manager, "reach_broker", redis.stop)
+        found = bad(examine(manager))
+    assert list(found) == ["redis"]
+    assert found["redis"].startswith("warning: Redis does not say how it is set up")
+    manager.shutdown()
+
+
 def test_an_old_redis_and_a_master_that_waits_for_no_replica_are_found() -> None:
     well = {"redis_version": "7.0.15", "aof_enabled": "1", "role": "master"}
     assert bad(_judge_redis(well, "0")) == {}
@@ -213,7 +285,10 @@ SITES = {
     "compressing": f"{HTTP_1_1} gzip on; gzip_types text/event-stream; gzip_min_length 0; gzip_proxied any;",
     "hasty": f"{HTTP_1_1} proxy_read_timeout 100ms;",
     "rewriting": f"{HTTP_1_1} proxy_hide_header Cache-Control;",
+    "broken": "proxy_pass http://127.0.0.1:9;",
+    "away": "proxy_pass http://127.0.0.1:9; error_page 502 =200 @come_back;",
 }
+COME_BACK = 'location @come_back { default_type text/event-stream; return 200 "retry: 5000\\n\\n"; }'
 
 
 class Way:
@@ -227,8 +302,8 @@ class Way:
         self.application.env = self.flask.environment
         self.ports = {name: free_port() for name in SITES}
         servers = "\n".join(
-            f"server {{ listen 127.0.0.1:{self.ports[name]}; location / {{ proxy_pass http://127.0.0.1:{port}; "
-            f"proxy_set_header Connection ''; {lines} }} }}"
+            f"server {{ listen 127.0.0.1:{self.ports[name]}; location / {{ proxy_set_header Connection ''; {lines} "
+            f"{'' if 'proxy_pass' in lines else f'proxy_pass http://127.0.0.1:{port};'} }} {COME_BACK} }}"
             for name, lines in SITES.items()
         )
         (directory / "nginx.conf").write_text(
@@ -298,6 +373,7 @@ def test_a_url_of_no_stream_and_a_server_of_another_log_are_found(way: Way, tmp_
     for path, words in (("/nowhere", "is answered 404"), ("/metrics", "is answered 200 text/plain")):
         assert words in bad(examine(manager, url=way.url("good", path)))["endpoint"]
     assert "refused" in bad(examine(manager, url=f"http://127.0.0.1:{free_port()}/stream"))["endpoint"]
+    assert "is answered 502" in bad(examine(manager, url=way.url("broken")))["endpoint"]
     manager.shutdown()
 
 
@@ -306,7 +382,139 @@ def test_a_server_that_publishes_elsewhere_is_found(way: Way, tmp_path: Path, mo
     monkeypatch.setattr("flask_sse_stream.probing._LATE", 60)
     manager = PoolManager(Settings(broker_url=f"sqlite:///{tmp_path}/other.db", ping_interval=0.5))
     found = [item for item in examine(manager, url=way.url("good")) if item.level != "ok"]
-    assert [item.check for item in found] == ["events"]
+    assert list(bad(found)) == ["events"]
     assert "another SSE_BROKER_URL" in found[0].cure
     assert isinstance(found[0], Finding)
     manager.shutdown()
+
+
+def test_what_is_answered_in_place_of_a_stream_is_found(
+    way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flask_sse_stream.probing._LATE", 60)
+    monkeypatch.setattr("flask_sse_stream.probing._BEAT_SECONDS", 0.5)
+    manager = PoolManager(Settings(ping_interval=0.5))
+    away = bad(examine(manager, url=way.url("away")))
+    assert list(away) == ["headers", "endpoint"]  # what answers says nothing of caches
+    assert away["endpoint"].endswith("says retry: 5000 and ends: nobody is given a stream there now")
+    port = free_port()
+    flask = Flask(tmp_path, max_clients="1", ping_interval="60", public_keys='["news"]')
+    server = Server(flask.command("run", "--port", str(port)), port, tmp_path / "log")
+    server.env = flask.environment
+    url = f"{server.url}/stream?connectKey="
+    try:
+        server.start()
+        assert "is answered 403" in bad(examine(manager, url=f"{url}secret"))["endpoint"]
+        # It beats less often than this application here believes.
+        assert bad(examine(manager, url=f"{url}news"))["heartbeats"].startswith("problem: none came in 1 s")
+        with socket.create_connection(("127.0.0.1", port), LONG) as client:
+            count = f"{server.url}/count/news"
+            wait_for(lambda: httpx.get(count, timeout=LONG).text == "0", "the doctor has left", LONG)
+            client.sendall(b"GET /stream?connectKey=news HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            wait_for(lambda: httpx.get(count, timeout=LONG).text == "1", "it is full", LONG)
+            found = bad(examine(manager, url=f"{url}news"))
+            assert list(found) == ["endpoint"]
+            assert re.search(r"says retry: \d+ and ends", found["endpoint"])
+    finally:
+        server.stop()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@contextlib.contextmanager
+def something(answer: bytes) -> Iterator[str]:
+    """What none of the proxies here makes of a stream: somebody who says this and no more; give the URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            with client, contextlib.suppress(OSError):
+                client.recv(65536)
+                client.sendall(answer)
+                client.recv(65536)  # until the other side has seen enough
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/stream"
+        thread.join(LONG)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("answer", "check", "words"),
+    [
+        (CHUNKED, "first bytes", "problem: the head came, and no byte"),
+        (HEAD + b"Content-Length: 8\r\n\r\n: open\n\n", "headers", "problem: the response has a Content-Length"),
+        # What is wrong comes behind what is read at once.
+        (CHUNKED + b"8\r\n: open\n\n\r\nno chunk" + b"!" * 200_000 + b"\r\n", "endpoint", "problem: the stream broke"),
+    ],
+)
+def test_a_stream_that_is_none_is_found(answer: bytes, check: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flask_sse_stream.probing._FIRST_SECONDS", 1.0)
+    with something(answer) as url:
+        found = bad(examine(PoolManager(Settings(ping_interval=0.5)), url=url))
+    assert found.get(check, "").startswith(words), found
+
+
+def test_streams_without_heartbeats_slow_ones_and_a_broker_that_is_away_are_found(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flask_sse_stream.probing._LATE", 0.0)
+    found = bad(examine(PoolManager(Settings(ping_interval=0)), url=way.url("good")))
+    assert found["heartbeats"].startswith("warning: SSE_PING_INTERVAL is 0")
+    assert re.fullmatch(r"warning: after \d+ ms", found["first bytes"])
+    away = PoolManager(Settings(broker_url=f"redis://127.0.0.1:{free_port()}", broker_timeout=0.3, ping_interval=0.5))
+    assert bad(examine(away, url=way.url("good")))["events"].startswith("problem: publishing failed")
+    away.shutdown()
+
+
+# All of them
+
+
+def as_pattern(text: ast.expr | None, function: ast.FunctionDef, line: int) -> str:
+    """Give what a text matches that a finding is given in this line: as it stands there, or by a name."""
+    if isinstance(text, ast.Constant):
+        return re.escape(str(text.value))
+    if isinstance(text, ast.JoinedStr):
+        return "".join(as_pattern(part, function, line) for part in text.values)
+    if isinstance(text, ast.Name):
+        said = ""
+        for node in sorted(ast.walk(function), key=lambda node: getattr(node, "lineno", 0)):
+            target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+            if isinstance(target, ast.Name) and target.id == text.id and node.lineno < line:
+                piece = as_pattern(node.value, function, line)
+                said = said + piece if isinstance(node, ast.AugAssign) else piece
+        return said
+    return ".*"
+
+
+def findings_of(module: str) -> Iterator[tuple[int, set[str], str, str]]:
+    """What a module may find that is not well: line, levels, what it looks at, a pattern of what it says."""
+    file = Path(flask_sse_stream.__file__).with_name(f"{module}.py")
+    for function in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        for call in ast.walk(function):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Finding":
+                level, check, text = call.args[:3]
+                levels = {node.value for node in ast.walk(level) if isinstance(node, ast.Constant)}
+                assert isinstance(check, ast.Constant)
+                if levels & {"warning", "problem"}:
+                    yield call.lineno, levels, check.value, as_pattern(text, function, call.lineno)
+
+
+def test_each_finding_that_there_is_was_made_on_purpose_above(request: pytest.FixtureRequest) -> None:
+    here = {item.name.partition("[")[0] for item in request.session.items if item.path == request.path}
+    defined = {name for name in globals() if name.startswith("test_")}
+    if here != defined:
+        pytest.skip("the other tests of this file were not asked for")
+    possible = [(module, *finding) for module in ("doctor", "probing") for finding in findings_of(module)]
+    assert len(possible) > 30
+    for module, line, levels, check, pattern in possible:
+        assert pattern.replace(".*", ""), f"line {line} of {module}: this test does not understand it"
+        assert any(
+            item.level in levels and item.check == check and re.fullmatch(pattern, item.text, re.DOTALL)
+            for item in FOUND
+        ), f"no test here has {module}.py, line {line}, find {check!r}: {pattern}"
