@@ -24,7 +24,6 @@ from .errors import BrokerError, SettingsError
 from .event import Event
 from .keys import check_key
 from .pools import PoolManager
-from .transports.base import current_runtime
 
 __all__ = ["Bridge", "BridgeStats", "Target"]
 
@@ -125,7 +124,8 @@ class Bridge:
             if self._ended.is_set():
                 self._stopped.clear()
                 self._ended.clear()
-                current_runtime().spawn(self._run, "sse-bridge")
+                # Not in a greenlet where sockets are not gevent's: whatever it waits for, the hub would wait for.
+                threading.Thread(target=self._run, name="sse-bridge", daemon=True).start()
 
     def run(self) -> None:
         """Listen until :meth:`stop`: for a process that does nothing else."""

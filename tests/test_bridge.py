@@ -9,10 +9,12 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import gevent
 import pytest
 from fakes import House
 from redis_server import RedisServer
@@ -265,6 +267,27 @@ def test_a_bridge_that_is_told_to_runs_without_any_stream_until_it_is_stopped(
     up(bridge)
     bridge.stop()
     assert not bridge.stats().up
+
+
+def test_no_greenlet_waits_for_what_a_bridge_waits_for(make_house: MakeHouse, server: RedisServer) -> None:
+    house = make_house()
+    threads: list[int] = []  # greenlets, where threads are patched
+
+    def to(channel: str, text: str) -> str:
+        threads.append(threading.get_ident())
+        return "news"
+
+    bridge = Bridge(house.manager, "orders", to)
+
+    def listen() -> None:
+        bridge.start()
+        with gevent.Timeout(20):
+            while not threads:
+                say(server, "orders", "1")
+                gevent.sleep(0.05)
+
+    gevent.spawn(listen).get()
+    assert threading.get_ident() not in threads
 
 
 def test_messages_that_the_log_does_not_take_are_counted_and_said(
