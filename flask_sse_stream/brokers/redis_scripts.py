@@ -372,7 +372,8 @@ class Chain:
             floor = kept[0].previous
         else:
             later = [entry.previous for entry in self.entries if entry.seq > head and entry.age <= ttl]
-            floor = later[0] if later else self.reached
+            # What the log has lost after the head is not lost here: it is yet to be heard.
+            floor = min(later[0] if later else self.reached, head)
         return History(key, epoch, floor, [message(key, epoch, entry, size) for entry in kept], head)
 
 

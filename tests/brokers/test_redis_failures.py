@@ -22,6 +22,8 @@ from support import wait_for
 
 from flask_sse_stream.brokers.base import Broker, BrokerStats, Deliver, Idle, broker_from_url, never_idle
 from flask_sse_stream.brokers.redis import RedisBroker
+from flask_sse_stream.brokers.redis_link import Link
+from flask_sse_stream.brokers.redis_listener import Listener
 from flask_sse_stream.errors import BrokerError
 from flask_sse_stream.pools import PoolManager
 from flask_sse_stream.settings import Settings
@@ -237,6 +239,30 @@ def test_a_key_of_ours_that_is_evicted_leaves_no_silent_hole(
         assert seen(returning) == seen(reader)[1:]
     if name in ("k:k", "all"):
         assert reader.resets == [], "it has missed nothing"
+
+
+def test_what_the_log_loses_before_a_process_has_heard_it_still_reaches_those_who_listen(
+    server: RedisServer, crowd: Crowd, book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house, publisher = crowd.house(server.url), crowd.house(server.url)
+    there = crowd.reader(house)
+    assert there.cursor is not None
+    hear, may_hear = Listener._hear, threading.Event()
+
+    def hear_late(self: Listener, link: Link, channel: bytes, payload: Any) -> None:
+        may_hear.wait(20)
+        hear(self, link, channel, payload)
+
+    monkeypatch.setattr(Listener, "_hear", hear_late)
+    for text in ("one", "two"):
+        assert book.publish(publisher.manager, "k", text)
+    server.cli("DEL", "{sse}:k:k")
+    beside = crowd.reader(house, after=there.cursor)  # for which the history is read
+    may_hear.set()
+    for reader in (there, beside):
+        reader.wait_for("two")
+    check(book, there, beside)
+    assert there.resets == beside.resets == []
 
 
 # Redis hangs

@@ -145,6 +145,14 @@ def test_a_history_is_cut_to_its_size_its_time_and_what_has_been_delivered(scrip
     assert cut(9, 3, ttl=-1.0) == (9, [])
     assert cut(0, 3) == (0, [])
 
+    # What is later is heard as well, whatever has become of it in the log.
+    scripts.command("XTRIM", scripts.names.stream("a"), "MAXLEN", 2)
+    _, [chain] = scripts.read("a")
+    assert (cut(9, 100), cut(5, 100)) == ((7, [8, 9]), (5, []))
+    scripts.command("DEL", scripts.names.stream("a"))
+    _, [chain] = scripts.read("a")
+    assert (cut(9, 100), cut(7, 100)) == ((9, []), (7, []))
+
 
 def test_a_history_does_not_grow_without_end_and_ends_with_its_time(scripts: Scripts) -> None:
     for _ in range(1000):
