@@ -330,10 +330,13 @@ class Windows:
             place = max(places)
         if not is_job(keys[0]) and self._floor_of(None) > place:
             return Replay([], "history", tuple(keys))
-        lost = tuple(key for key in keys if self._floor_of(key) > place)
-        if lost:
-            return Replay([], "history", lost)
-        return Replay(_in_order([window.after(place) for window in windows]))
+        missed = _in_order([window.after(place) for window in windows])
+        if any(self._floor_of(key) > place for key in keys):
+            # It goes on at the head: what it missed of its other keys is not sent either.
+            also = {message.key for message in missed}
+            lost = [key for key in keys if None in also or key in also or self._floor_of(key) > place]
+            return Replay([], "history", tuple(lost))
+        return Replay(missed)
 
     def _is_place(self, epoch: str, seq: int) -> bool:
         return epoch == self.epoch or seq <= self.earlier.get(epoch, -1)

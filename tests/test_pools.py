@@ -412,12 +412,17 @@ def test_a_cursor_that_leads_nowhere_is_told_to_reload_and_goes_on_live(cursor: 
 
 def test_a_cursor_older_than_the_history_is_told_which_keys_lost_something() -> None:
     house = House(history_size=2)
+    keys = ("a", "b", "c")
     cursor = house.manager.publish("a", "0")
     for number in range(4):
         house.manager.publish("a", str(number))
+    assert reset_of(house, house.open(*keys, after=cursor)) == {"reason": "history", "keys": ["a"]}
+    # It goes on at the head, so of the others it does not get what it missed either, although that is there.
     house.manager.publish("b", "kept")
-    assert reset_of(house, house.open("a", "b", after=cursor)) == {"reason": "history", "keys": ["a"]}
+    assert reset_of(house, house.open(*keys, after=cursor)) == {"reason": "history", "keys": ["a", "b"]}
     assert house.data(house.open("b", after=cursor)) == ["kept"]
+    house.manager.publish_all("kept for all")
+    assert reset_of(house, house.open(*keys, after=cursor)) == {"reason": "history", "keys": ["a", "b", "c"]}
 
 
 def test_a_cursor_at_the_very_edge_of_the_history_loses_nothing() -> None:

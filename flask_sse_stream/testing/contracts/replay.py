@@ -5,12 +5,15 @@ A test makes ``TestCase`` of a machine and says how a pool manager is made.
 
 from __future__ import annotations
 
+import json
+
 try:
     import hypothesis.strategies as st
     from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 except ImportError as _error:
     raise ImportError("the contract of replay needs Hypothesis: pip install hypothesis") from _error
 
+from ...event import Event
 from ...stream import CloseReason, Stream
 from ..house import House
 
@@ -50,6 +53,11 @@ class ReplayMachine(RuleBasedStateMachine):
             self.house.manager.publish(key, data, id=f"own {data}" if own else None)
         self.log.append((key, data))
 
+    @rule(key=st.sampled_from("abc"))
+    def publish_more_than_is_kept(self, key: str) -> None:
+        for _ in range(5):
+            self.publish(key, own=False)
+
     @rule(keys=keys)
     def join(self, keys: list[str]) -> None:
         stream = self.house.open(*keys)
@@ -70,11 +78,29 @@ class ReplayMachine(RuleBasedStateMachine):
         for event in self.house.events(stream):
             if event.event == "stream-reset":
                 place = int((event.id or "").rpartition("-")[2])
+                self._check_that_it_names_what_was_lost(event, self._due(client)[len(saw) :], place, client)
                 client["from"] = place
                 saw.clear()
             else:
                 saw.append(event.data)
         client["cursor"] = self.house.decoders[stream].last_event_id or client["cursor"]
+
+    def _due(self, client: dict[str, object]) -> list[tuple[int, str | None, str]]:
+        """What the log has for a client from where it began."""
+        start, keys = client["from"], client["keys"]
+        assert isinstance(start, int)
+        assert isinstance(keys, list)
+        entries = [(place, key, data) for place, (key, data) in enumerate(self.log, 1)]
+        return [(place, key, data) for place, key, data in entries[start:] if key is None or key in keys]
+
+    def _check_that_it_names_what_was_lost(
+        self, reset: Event, unseen: list[tuple[int, str | None, str]], goes_on: int, client: dict[str, object]
+    ) -> None:
+        keys, named = client["keys"], json.loads(reset.data or "")["keys"]
+        assert isinstance(keys, list)
+        for place, key, _ in unseen:
+            if place <= goes_on:
+                assert {*keys} <= {*named} if key is None else key in named
 
     @rule(key=st.sampled_from("abc"))
     def publish_and_close(self, key: str) -> None:
@@ -104,13 +130,9 @@ class ReplayMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_lost_or_doubled_anything(self) -> None:
         for client in self.clients:
-            stream, keys, saw, start = client["stream"], client["keys"], client["saw"], client["from"]
-            assert isinstance(stream, Stream)
-            assert isinstance(keys, list)
+            saw = client["saw"]
             assert isinstance(saw, list)
-            assert isinstance(start, int)
-            due = [data for key, data in self.log[start:] if key is None or key in keys]
-            assert saw == due[: len(saw)]
+            assert saw == [data for _, _, data in self._due(client)][: len(saw)]
 
     def teardown(self) -> None:
         self.house.flush()
@@ -123,10 +145,7 @@ class ReplayMachine(RuleBasedStateMachine):
                 assert isinstance(keys, list)
                 client["stream"] = self.house.open(*keys, after=str(client["cursor"]))
             self._read(client)
-            start, keys = client["from"], client["keys"]
-            assert isinstance(start, int)
-            assert isinstance(keys, list)
-            assert client["saw"] == [data for key, data in self.log[start:] if key is None or key in keys]
+            assert client["saw"] == [data for _, _, data in self._due(client)]
         self.house.manager.shutdown()
 
 
