@@ -343,10 +343,12 @@ class Windows:
 
     def _floor_of(self, key: str | None) -> int:
         window = self._windows.get(key)
+        if self._fetched and (window is None or not window.complete):
+            # The log has not been asked yet, or what it said was of another life, so nothing is known of this key. That
+            # it has a window says little: what is published is heard only some time after that was made.
+            return self.head
         if window is not None:
             return window.floor
-        if self._fetched:
-            return self.head  # Nobody has asked the log yet, so nothing is known of it.
         # The window of what goes to all is never forgotten: without one, nothing ever did in this log.
         return self._floor if key is not None else self.born
 

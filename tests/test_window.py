@@ -189,6 +189,16 @@ def test_of_a_log_that_is_fetched_nothing_is_taken_for_complete_before_it_was_as
     assert some.replay(["a"], "ep-5", 0.0) == Replay([])
 
 
+def test_a_window_that_the_log_has_not_completed_says_nothing_of_what_was_before_the_head() -> None:
+    some = Windows(10, 60.0, fetched=True)
+    some.begin("ep", 3, {})
+    some.incomplete(["a", None], 0.0)
+    some.complete_with(None, 0, [], 0.0)
+    put(some, "a", 7)  # there may have been a 5 before it was listened to
+    assert some.replay(["a"], "ep-4", 0.0) == Replay([], "history", ("a",))
+    assert some.replay(["a"], "ep-7", 0.0) == Replay([])
+
+
 def test_a_window_is_completed_with_what_was_before_it_and_not_with_what_came_since() -> None:
     some = Windows(10, 60.0, fetched=True)
     some.begin("ep", 3, {})

@@ -265,6 +265,27 @@ def test_what_the_log_loses_before_a_process_has_heard_it_still_reaches_those_wh
     assert there.resets == beside.resets == []
 
 
+def test_a_log_that_is_lost_between_the_answer_to_a_subscription_and_the_history_leaves_no_hole(
+    server: RedisServer, crowd: Crowd, book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house, publisher = crowd.house(server.url), crowd.house(server.url)
+    crowd.reader(house, "other")
+    assert book.publish(publisher.manager, "other", "seen")
+    assert book.publish(publisher.manager, "k", "missed")
+    read = RedisBroker._read
+
+    def lose_and_read(self: RedisBroker, *arguments: Any) -> Any:
+        server.cli("FLUSHALL")
+        return read(self, *arguments)
+
+    monkeypatch.setattr(RedisBroker, "_read", lose_and_read)
+    reader = crowd.reader(house, after=book.id("seen"))
+    monkeypatch.undo()
+    go_on(crowd, book, publisher, "after")
+    check(book, reader)
+    assert json.loads(str(reader.resets[0].data)) == {"reason": "history", "keys": ["k"]}
+
+
 # Redis hangs
 
 
