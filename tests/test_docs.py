@@ -9,13 +9,12 @@ import inspect
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import textwrap
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,14 @@ from docs_blocks import PAGES, all_blocks, blocks
 from fakes import shut_down
 from flask import Flask
 from redis_server import RedisServer
-from support import ROOT, wait_for
+from support import ROOT, chromium, free_port, wait_for
+from werkzeug.serving import make_server
 from werkzeug.test import Client
 
 import flask_sse_stream
 from flask_sse_stream import Event, EventDecoder, EventError, PoolManager, Publisher, Settings
-from flask_sse_stream.cli import main, sse
 from flask_sse_stream.metrics import NAMES
+from flask_sse_stream.overflow import Hole
 from flask_sse_stream.tickets import Tickets
 from flask_sse_stream.wsgi import SSEMiddleware
 
@@ -1047,13 +1047,182 @@ def test_the_metrics_view_has_the_metrics_and_the_page_names_each_with_its_kind(
         assert f"# TYPE {name} {kind}\n" in text
 
 
-def test_every_command_that_a_page_shows_is_one_with_these_options() -> None:
-    shown = []
-    for page in PAGES:
-        text = (ROOT / page).read_text(encoding="utf-8")
-        shown += re.findall(r"^ *\$ (?:.*\| )?flask (?:--app \w+ )?sse (\w+)(.*)", text, re.MULTILINE)
-        shown += re.findall(r"^ *\$ python -m flask_sse_stream (\w+)(.*)", text, re.MULTILINE)
-    commands = {**main.commands, **sse.commands}
-    assert set(commands) <= {name for name, _ in shown}, "each is shown"
-    for name, arguments in shown:
-        commands[name].make_context(name, shlex.split(arguments, comments=True))
+# In a browser
+
+STUBS = """() => {
+    window.calls = [];
+    for (const name of ["show", "tick", "render", "add", "clear", "finish", "complain", "reload"])
+        window[name] = (...what) => calls.push([name, ...what]);
+    window.load = () => calls.push(["load"]);
+    window.source = new EventTarget();
+    source.close = () => calls.push(["closed"]);
+    window.bar = {};
+    window.task = "7";
+}"""
+SCRIPTS = {
+    page: [block.text for block in all_blocks(page) if block.language in ("js", "javascript")]
+    for page in PAGES
+    if page != "docs/browser.rst"  # those run in tests/live/test_live_sse_js.py
+}
+
+
+class Visit:
+    """A page of the docs, whose scripts run in a browser, in a page of the app that its Python blocks made."""
+
+    def __init__(self, context: Any, name: str, app: str) -> None:
+        self.names = Page(name)
+        self.server = make_server("127.0.0.1", free_port(), self.names[app], threaded=True)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.port}"
+        self.page = context.new_page()
+        self.said: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(f"error: {error}"))
+        self.page.route(f"{self.url}/", lambda route: route.fulfill(content_type="text/html", body="<!doctype html>"))
+        self.page.goto(f"{self.url}/")
+        self.page.evaluate(STUBS)
+
+    def run(self, script: str, after: str = "") -> None:
+        """Run one script as it stands, and beside it what the page leaves to others."""
+        self.page.add_script_tag(type="module", content=f"{script}\n{after}")
+
+    def calls(self, number: int) -> list[Any]:
+        """Give what the scripts have done so far, in any order, as soon as it is so much."""
+        wait_for(lambda: len(self.page.evaluate("calls")) >= number, f"{number} calls, {self.said}", 20)
+        assert not [line for line in self.said if line.startswith("error")]
+        return sorted(self.page.evaluate("calls"), key=json.dumps)
+
+    def wait_until_said(self, what: str) -> None:
+        # What the browser reports is heard while it is asked something.
+        wait_for(lambda: self.page.evaluate("1") and what in self.said, f"{what!r} is on the console: {self.said}", 20)
+
+    def listening(self, extension: str, key: str, number: int = 1) -> None:
+        wait_for(lambda: self.names[extension].count(key) == number, f"the page listens to {key}, {self.said}", 20)
+
+    def close(self) -> None:
+        self.page.close()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def context() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser.new_context()
+
+
+@pytest.fixture
+def visit(context: Any) -> Iterator[Callable[[str, str], Visit]]:
+    visits: list[Visit] = []
+
+    def begin(name: str, app: str = "app") -> Visit:
+        visits.append(Visit(context, name, app))
+        return visits[-1]
+
+    yield begin
+    for each in visits:
+        each.close()
+
+
+@pytest.mark.live
+@pytest.mark.browser
+class TestInABrowser:
+    def test_the_readmes_page_shows_the_headline(self, visit: Callable[..., Visit]) -> None:
+        at = visit("README.md")
+        [script] = SCRIPTS["README.md"]
+        at.run(script)
+        at.listening("sse", "news")
+        at.page.evaluate("fetch('/news', { method: 'POST' })")
+        at.wait_until_said("hi")
+
+    def test_the_quickstarts_pages_show_what_is_published_and_end(self, visit: Callable[..., Visit]) -> None:
+        at = visit("docs/quickstart.rst")
+        several, with_state, by_hand, end = SCRIPTS["docs/quickstart.rst"]
+        at.page.route("**/news.json", lambda route: route.fulfill(json=["a", "b"]))
+        at.run(several)
+        at.run(with_state)
+        at.run(by_hand, "connect();")
+        at.listening("sse", "news", 3)
+        assert at.calls(1) == [["render", ["a", "b"]]]
+        at.names["sse"].publish("news", {"title": "hi"}, event="headline")
+        at.names["sse"].publish("clock", "12:00:00", event="tick")
+        title = {"title": "hi"}
+        assert at.calls(5) == [
+            ["add", title],
+            ["add", title],
+            ["render", ["a", "b"]],
+            ["show", title],
+            ["tick", "12:00:00"],
+        ]
+        at.run(end, 'source.dispatchEvent(new MessageEvent("close"));')
+        assert ["closed"] in at.calls(6)
+
+    def test_the_page_with_tickets_goes_on_with_another_one(self, visit: Callable[..., Visit]) -> None:
+        at = visit("docs/access.rst", "ticketed")
+        tickets, elsewhere = SCRIPTS["docs/access.rst"]
+        at.run(tickets, "listen();")
+        at.listening("guarded", "news")
+        at.names["guarded"].publish("news", "hi")
+        assert at.calls(1) == [["show", "hi"]]
+        for stream in at.names["guarded"].streams("news"):
+            stream.close(flask_sse_stream.CloseReason.EXPIRED)
+        at.listening("guarded", "news")
+        at.names["guarded"].publish("news", "again")
+        assert at.calls(2) == [["show", "again"], ["show", "hi"]]
+        asked = []
+
+        def answer(route: Any) -> None:
+            asked.append(route.request.headers["origin"])
+            route.fulfill(
+                content_type="text/event-stream",
+                body="data: from far away\n\n",
+                headers={"Access-Control-Allow-Origin": at.url, "Access-Control-Allow-Credentials": "true"},
+            )
+
+        at.page.route("https://live.example.com/**", answer)
+        after = "source.onmessage = (event) => { show(event.data, source.withCredentials); source.close(); };"
+        at.run(elsewhere, after)
+        assert ["show", "from far away", True] in at.calls(3)
+        assert asked == [at.url]
+
+    def test_the_page_of_a_job_shows_its_pages_and_its_end(self, visit: Callable[..., Visit]) -> None:
+        at = visit("docs/jobs.rst")
+        [script] = SCRIPTS["docs/jobs.rst"]
+        start = "async () => window.url = (await (await fetch('/reports/may', { method: 'POST' })).json()).url"
+        at.page.evaluate(start)
+        at.run(script)
+        pages = [["show", {"page": number}] for number in (1, 2, 3)]
+        assert at.calls(4) == [["finish", {"pages": 3, "month": "may"}], *pages]
+
+    def test_the_bar_of_a_task_moves(self, visit: Callable[..., Visit]) -> None:
+        at = visit("docs/progress.rst", "reports")
+        [script] = SCRIPTS["docs/progress.rst"]
+        at.run(script)
+        at.listening("live", "task-7")
+        at.names["make_report"].apply((2,), task_id="7")
+        at.page.wait_for_url("**/reports/7", wait_until="commit")
+
+    def test_a_page_that_was_too_slow_loads_what_it_missed(self, visit: Callable[..., Visit]) -> None:
+        at = visit("docs/slow-clients.rst")
+        [script] = SCRIPTS["docs/slow-clients.rst"]
+        [shown] = [block.text for block in all_blocks("docs/slow-clients.rst") if block.language == "text"]
+        hole = Hole()
+        hole.add(17, ["ticker-a"])
+        assert hole.frame.decode().strip() == shown.strip()
+        [event] = EventDecoder().feed(hole.frame)
+        name, data = json.dumps(event.event), json.dumps(event.data)
+        at.run(script, f"source.dispatchEvent(new MessageEvent({name}, {{ data: {data} }}));")
+        assert at.calls(1)[0][:2] == ["reload", "ticker-a"]
+
+    def test_the_console_shows_what_a_page_sees(self, visit: Callable[..., Visit]) -> None:
+        at = visit("docs/troubleshooting.rst")
+        [script] = SCRIPTS["docs/troubleshooting.rst"]
+        at.run(script)
+        at.listening("sse", "news")
+        identifier = at.names["sse"].publish("news", "hi", event="headline")
+        at.wait_until_said(f"headline 1 {identifier} hi")
+
+    def test_the_scripts_of_every_page_run_here(self) -> None:
+        source = inspect.getsource(TestInABrowser)
+        for page, scripts in SCRIPTS.items():
+            assert not scripts or f'= SCRIPTS["{page}"]' in source, f"the scripts of {page} do not run in a browser"
