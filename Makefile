@@ -71,18 +71,19 @@ style: $(VENV)/.with-style  ## ruff's rules and its formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-typing: $(VENV)/.with-typing  ## mypy, strict
+# The last run looks whether every public name says its type; it asks the first Python on the PATH where packages are.
+typing: $(VENV)/.with-typing  ## mypy and pyright, strict
 	$(BIN)/python -m mypy
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=. $(BIN)/basedpyright --ignoreexternal --verifytypes flask_sse_stream
 
-# The wheel is tried with -I, in an environment of its own: from here the source tree would be imported.
-package: $(VENV)/.with-package  ## the sdist and the wheel in dist, checked and tried in an empty environment
+# The wheel is built from the sdist, as "python -m build" does it.
+package: test-programs $(VENV)/.with-package  ## the sdist and the wheel in dist, tried in empty environments
 	rm -rf build dist
 	$(BIN)/check-manifest
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python -m twine check --strict dist/*
-	$(BIN)/python -m venv --clear build/empty
-	build/empty/bin/python -m pip install --quiet dist/*.whl
-	build/empty/bin/python -I -c "import flask_sse_stream as it; from pathlib import Path; print(it.__file__, len((Path(it.__file__).parent / 'static/sse.js').read_bytes()))"
+	$(BIN)/python tests/try_package.py --jobs $(JOBS) dist build/tried
 
 # pyenv puts shims on PATH that refuse to run whatever is not activated, so tox is shown the real ones.
 tox: test-programs $(VENV)/.with-tox  ## every Python that is here, the lowest dependencies, and all of the above

@@ -325,6 +325,7 @@ def doctor(
     takes as long as SSE_PING_INTERVAL.
     """
     from dataclasses import asdict
+    from importlib.util import find_spec
 
     from .doctor import Gunicorn, examine
 
@@ -349,7 +350,9 @@ def doctor(
     if as_json:
         click.echo(json.dumps({"ok": well, "findings": [asdict(finding) for finding in found]}, indent=2))
     elif gunicorn is None:
-        click.echo("         gunicorn was not looked at: name its --gunicorn-config", err=True)
+        here = find_spec("gunicorn") is not None
+        why = "name its --gunicorn-config" if here else "it is not installed here (pip install 'gunicorn[gevent]')"
+        click.echo(f"         gunicorn was not looked at: {why}", err=True)
     if not well:
         raise SystemExit(1)
 

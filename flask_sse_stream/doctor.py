@@ -55,7 +55,10 @@ class Gunicorn:
         except ImportError:
             if file is None and not arguments:
                 return None
-            raise SettingsError("gunicorn is not installed here, so what it would run with cannot be read") from None
+            raise SettingsError(
+                "gunicorn is not installed here, so what it would run with cannot be read: run this where the server "
+                "runs, or pip install 'gunicorn[gevent]'"
+            ) from None
         config = Config()
         given = vars(config.parser().parse_args(arguments))
         path = Path(given["config"] or file or "gunicorn.conf.py").resolve()

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -29,6 +30,7 @@ __all__ = [
     "Server",
     "chromium",
     "drop_what_comes",
+    "entry_points",
     "free_port",
     "python",
     "run_unpatched",
@@ -96,6 +98,18 @@ def run_unpatched(script: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stderr
+
+
+def entry_points(directory: Path) -> Path:
+    """Give a directory in which Flask finds the command, wherever this package is: as if it were installed."""
+    text = (ROOT / "pyproject.toml").read_text()
+    found = re.findall(r'^\[project\.entry-points\."([\w.]+)"\]\n((?:[\w-]+ = ".+"\n)+)', text, re.MULTILINE)
+    metadata = directory / "flask_sse_stream-0.dist-info"
+    metadata.mkdir(exist_ok=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: flask-sse-stream\nVersion: 0\n")
+    lines = [f"[{group}]\n{entries.replace(chr(34), '')}" for group, entries in found]
+    (metadata / "entry_points.txt").write_text("\n".join(lines))
+    return directory
 
 
 class Server:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -620,10 +618,3 @@ def test_it_publishes_by_a_url_a_publisher_or_an_extension(shop: Shop, tmp_path:
     assert [event.event for event in house.events(stream)] == ["started", "succeeded"] * 3
     for manager in (house.manager, flask.extensions["sse_stream"]):
         manager.shutdown()
-
-
-def test_without_celery_a_sentence_says_what_to_install() -> None:
-    script = "import sys; sys.modules['celery'] = None; import flask_sse_stream.celery"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "ImportError: flask_sse_stream.celery needs Celery: pip install 'flask-sse-stream[celery]'" in done.stderr

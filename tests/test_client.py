@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import minify
 import pytest
 from flask import Flask
-from support import ROOT
 
+import flask_sse_stream
 from flask_sse_stream import SSE, SettingsError
 
-STATIC = ROOT / "flask_sse_stream" / "static"
+STATIC = Path(flask_sse_stream.__file__).parent / "static"
 
 
 def make(**options: object) -> tuple[Flask, SSE]:

@@ -74,6 +74,7 @@ ONLY_IN = {
     "hypothesis": {"testing.contracts.replay"},
     "prometheus_client": {"metrics"},
     "gunicorn": {"doctor"},
+    "apscheduler": set(),
 }
 
 

@@ -58,7 +58,7 @@ def test_a_process_without_streams_dies_of_the_signal_at_once() -> None:
     "program",
     [
         "SSE(Flask('app'), drain_seconds=0)",
-        "Publisher('redis://127.0.0.1:1/0')",
+        "Publisher('sqlite:///never-opened.db')",
         "thread = threading.Thread(target=lambda: SSE(Flask('app'))); thread.start(); thread.join()",
     ],
     ids=["told not to", "a publisher", "not in the main thread"],

@@ -171,23 +171,6 @@ def test_names_are_known_without_counting_anything() -> None:
     assert all(name.startswith("flask_sse_") for name in NAMES)
 
 
-def test_without_prometheus_client_the_error_says_what_to_install() -> None:
-    run_unpatched(
-        """
-        import sys
-        sys.modules["prometheus_client"] = None
-        from flask_sse_stream import PoolManager, SettingsError
-        from flask_sse_stream.metrics import SSECollector
-        try:
-            SSECollector(PoolManager())
-        except SettingsError as error:
-            assert "pip install 'flask-sse-stream[metrics]'" in str(error)
-        else:
-            raise AssertionError("no error")
-        """
-    )
-
-
 # Several processes
 
 

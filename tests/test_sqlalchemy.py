@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -575,12 +573,3 @@ def test_with_flask_sqlalchemy_a_request_that_fails_says_nothing(tmp_path: Path)
         for engine in db.engines.values():
             engine.dispose()
     readers.manager.shutdown()
-
-
-def test_without_sqlalchemy_a_sentence_says_what_to_install() -> None:
-    script = "import sys; sys.modules['sqlalchemy'] = None; import flask_sse_stream.sqlalchemy"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "ImportError: flask_sse_stream.sqlalchemy needs SQLAlchemy: pip install 'flask-sse-stream[sqlalchemy]'" in (
-        done.stderr
-    )

@@ -469,14 +469,6 @@ def test_pytest_finds_the_plugin_and_it_imports_nothing_that_is_not_asked_for(tm
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("missing", "module"), [("pytest", "contracts.broker"), ("hypothesis", "contracts.replay")])
-def test_what_is_not_installed_is_asked_for_in_a_sentence(tmp_path: Path, missing: str, module: str) -> None:
-    script = f"import sys; sys.modules['{missing}'] = None; import flask_sse_stream.testing.{module}"
-    assert f"needs {missing.capitalize() if missing == 'hypothesis' else missing}: pip install {missing}" in (
-        run("-c", script, directory=tmp_path).stderr
-    )
-
-
 def test_every_name_of_the_kit_can_be_had() -> None:
     assert {name for name in kit.__all__ if getattr(kit, name) is not None} == set(kit.__all__)
     with pytest.raises(AttributeError, match="nonsense"):

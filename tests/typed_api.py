@@ -1,4 +1,4 @@
-"""The public surface as a typed application uses it. Nobody runs this file: ``mypy --strict`` has to accept it."""
+"""The public surface as a typed application uses it. Nobody runs this file: mypy and pyright, strict, accept it."""
 
 from __future__ import annotations
 

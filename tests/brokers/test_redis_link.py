@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -49,21 +47,6 @@ def soon() -> float:
 def test_a_url_that_leads_nowhere_is_refused_with_what_to_write(url: str, text: str) -> None:
     with pytest.raises(SettingsError, match=text):
         broker_from_url(Settings(broker_url=url))
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        "from flask_sse_stream.bridge import Bridge; Bridge(PoolManager(), 'orders', 'news', url='redis://localhost')",
-        "PoolManager(Settings(broker_url='redis://localhost')).publish('a', 'x')",
-    ],
-)
-def test_without_redis_py_it_is_said_what_to_install(program: str) -> None:
-    before = "import sys; sys.modules['redis'] = None; from flask_sse_stream import PoolManager, Settings; "
-    ended = subprocess.run([sys.executable, "-c", before + program], capture_output=True, text=True)
-    last = ended.stderr.splitlines()[-1]
-    assert "SettingsError" in last
-    assert "pip install 'flask-sse-stream[redis]'" in last
 
 
 def test_no_message_has_the_password() -> None:

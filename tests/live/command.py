@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from support import ROOT
+from support import ROOT, entry_points
 
 HERE = Path(__file__).parent
 LONG = 30.0
-
-
-def entry_points(directory: Path) -> Path:
-    """Give a directory in which Flask finds the command, wherever this package is: as if it were installed."""
-    text = (ROOT / "pyproject.toml").read_text()
-    found = re.findall(r'^\[project\.entry-points\."([\w.]+)"\]\n((?:[\w-]+ = ".+"\n)+)', text, re.MULTILINE)
-    metadata = directory / "flask_sse_stream-0.dist-info"
-    metadata.mkdir(exist_ok=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: flask-sse-stream\nVersion: 0\n")
-    lines = [f"[{group}]\n{entries.replace(chr(34), '')}" for group, entries in found]
-    (metadata / "entry_points.txt").write_text("\n".join(lines))
-    return directory
 
 
 class Flask:
