@@ -166,7 +166,7 @@ class BrokerContract:
         wait_for(lambda: broker.publish("a", body("x"), "task") != first, "it makes another event")
 
     def test_publishers_at_once_with_one_idempotency_key_get_one_id(self, started: Start) -> None:
-        broker, messages = started()
+        broker, messages = started(broker_timeout=30)  # eighty at once, each with a connection of its own
         ids: list[str] = []
         threads = [
             threading.Thread(target=lambda number=number: ids.append(broker.publish("a", body("x"), f"task {number}")))
