@@ -27,6 +27,7 @@ from .client import add_client, url_for_client
 from .errors import AccessDenied, SettingsError
 from .event import END_ID, Event
 from .health import Health, health
+from .inspector import Admit, Inspector
 from .leaving import handle_sigterm
 from .pools import PoolManager, Stats
 from .progress import progress
@@ -65,6 +66,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Authorize = Callable[[Sequence[str]], Iterable[str] | Ticket | None]
 _A = TypeVar("_A", bound=Authorize)
+_I = TypeVar("_I", bound=Admit)
 
 _DENIED: Final[dict[int, type[HTTPException]]] = {401: Unauthorized, 403: Forbidden, 404: NotFound}
 
@@ -91,6 +93,7 @@ class SSE:
         self._options = options
         self._broker = broker
         self._authorize: Authorize | None = None
+        self._admit_to_inspector: Admit | None = None
         self._managers: list[weakref.ref[PoolManager]] = []
         self._tickets: weakref.WeakKeyDictionary[PoolManager, Tickets] = weakref.WeakKeyDictionary()
         if app is not None:
@@ -124,6 +127,8 @@ class SSE:
             app.wsgi_app = Shortcut(app, manager, tickets, _NAME, is_free)  # type: ignore[method-assign]
         if settings.client_path is not None:
             add_client(app, settings.client_path)
+        if settings.inspector is not None:
+            Inspector(app, manager, settings.inspector, lambda: self._admit_to_inspector)
         if settings.drain_seconds:
             # Now, since the requests of Flask's own server run in threads, which may not do it.
             handle_sigterm()
@@ -281,6 +286,15 @@ class SSE:
         of them that were asked for, and may give fewer, not others.
         """
         self._authorize = function
+        return function
+
+    def authorize_inspector(self, function: _I) -> _I:
+        """Register ``f() -> bool``, which decides for the current request who sees the inspector (``SSE_INSPECTOR``).
+
+        Who does may read every event, publish to every key and end every stream. All others are answered 404, unless it
+        aborts with something else. Without it the inspector is for requests from this machine, in debug mode alone.
+        """
+        self._admit_to_inspector = function
         return function
 
     def ticket(self, keys: str | Iterable[str], *, user: str | int | None = None, ttl: float | None = None) -> str:

@@ -16,9 +16,10 @@ from .access import CONTROL_KEY
 from .brokers.base import Delivery, Gap, History, Life
 from .counts import RESETS, Counts
 from .event import Event, Message
-from .keys import is_job, shown
+from .keys import REPORT_KEY, is_job, shown
+from .kicks import Kick
 from .listeners import Listeners
-from .reports import inquiry_token
+from .reports import Inquiry
 from .revocations import Revocations
 from .rounds import Rounds
 from .stream import NOTHING_MORE, CloseReason, Lock, Stream
@@ -35,7 +36,11 @@ class Intake:
     ``counts``
         what is counted.
     ``asked``
-        is called in the flusher with the token of an inquiry.
+        is called in the flusher with an inquiry.
+    ``kicked``
+        is called under the lock with the order to end a stream.
+    ``reports``
+        takes the bodies of what processes say of themselves, while somebody here gathers them.
     """
 
     def __init__(
@@ -47,7 +52,8 @@ class Intake:
         revocations: Revocations,
         wake: Callable[[], object],
         counts: Counts,
-        asked: Callable[[str], object],
+        asked: Callable[[Inquiry], object],
+        kicked: Callable[[Kick], object],
     ) -> None:
         self._lock = lock
         self._windows = windows
@@ -58,6 +64,8 @@ class Intake:
         self._inbox: deque[Delivery] = deque()
         self._counts = counts
         self._asked = asked
+        self._kicked = kicked
+        self.reports: deque[bytes] | None = None
 
     def deliver(self, delivery: Delivery) -> None:
         """Take the next message of the log. For the broker; never waits, never raises."""
@@ -93,6 +101,8 @@ class Intake:
             self.enter(Life(delivery.epoch, delivery.seq - 1))
         if delivery.key == CONTROL_KEY:
             return self._take_control(delivery)
+        if delivery.key == REPORT_KEY:
+            return self._take_report(delivery)
         if not self._windows.add(delivery, time.monotonic(), self._listeners):
             return False  # delivered again, or said after the end of a job
         if delivery.key not in self._listeners:
@@ -105,12 +115,22 @@ class Intake:
         if message.seq <= self._windows.head:
             return False  # delivered again
         self._windows.reach(message.seq)
-        token = inquiry_token(message.frame)
-        if token is not None:
-            self._rounds.call_soon(functools.partial(self._asked, token))
+        inquiry = Inquiry.decode(message.frame)
+        if inquiry is not None:
+            self._rounds.call_soon(functools.partial(self._asked, inquiry))
+        elif (kick := Kick.decode(message.frame)) is not None:
+            self._kicked(kick)
         else:
             self._revocations.take(message)
         return True
+
+    def _take_report(self, message: Message) -> bool:
+        """Keep what a process says of itself for who gathers that. It is read later, not under the lock."""
+        if message.seq > self._windows.head:
+            self._windows.reach(message.seq)
+            if self.reports is not None:
+                self.reports.append(message.frame)
+        return False
 
     def _take_news(self, news: Gap | History | Life) -> bool:
         if isinstance(news, Gap):

@@ -12,10 +12,24 @@ from typing import Any, Final, NamedTuple
 
 from .errors import EventError
 
-__all__ = ["JOB_ENDS", "JOB_MARK", "MAX_KEYS", "JobKey", "Kept", "check_key", "check_keys", "is_job", "shown"]
+__all__ = [
+    "JOB_ENDS",
+    "JOB_MARK",
+    "MAX_KEYS",
+    "REPORT_KEY",
+    "JobKey",
+    "Kept",
+    "check_key",
+    "check_keys",
+    "is_job",
+    "shown",
+]
 
 MAX_KEYS: Final = 100
 """The most keys that one stream may listen to."""
+
+REPORT_KEY: Final = "\x03"
+"""The key of what processes say of themselves. No stream can listen to it: a key has no control character."""
 
 _MAX_KEY_LENGTH: Final = 255
 _JOB: Final = "\x02"  # a control character, which check_key() refuses

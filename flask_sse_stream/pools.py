@@ -27,6 +27,7 @@ import random
 import secrets
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
@@ -54,12 +55,13 @@ from .counts import (
 from .errors import BrokerError, EventError
 from .event import END_ID, Event, Message, encode_json, retry_block, to_text
 from .intake import Intake
-from .keys import MAX_KEYS, JobKey, Kept, check_key, check_keys
+from .keys import MAX_KEYS, JobKey, Kept, check_key, check_keys, is_job
+from .kicks import Kick, stream_name
 from .leaving import attend
 from .listeners import Listeners
 from .opening import Opening
 from .overflow import Policies
-from .reports import REPORT_KEY, Report
+from .reports import REPORT_KEY, Inquiry, Report
 from .revocations import Revocations
 from .rounds import Rounds
 from .settings import Settings
@@ -135,6 +137,7 @@ class PoolManager:
             self._wake_flusher,
             self.counts,
             self._asked,
+            self._kicked,
         )
         self._opening = Opening(
             self.settings,
@@ -322,7 +325,8 @@ class PoolManager:
 
     def _idle(self, keys: Sequence[str]) -> Sequence[str]:
         """Say which keys nobody here has needed for a while. For the broker."""
-        keys = [key for key in keys if key != CONTROL_KEY]
+        needed = {CONTROL_KEY} if self._intake.reports is None else {CONTROL_KEY, REPORT_KEY}
+        keys = [key for key in keys if key not in needed]
         with self.lock:
             return self._windows.forget_idle(keys, time.monotonic(), self._listeners)
 
@@ -512,13 +516,30 @@ class PoolManager:
             streams = find()
             self._rounds.catch_up(streams)
         for stream in streams:
-            if reconnect:
-                stream.close(CloseReason.ROTATED, self._jittered_retry(0.5, 1.5))
-            else:
-                name = stream.close_event
-                last = Event("" if name is not None else None, event=name, id=END_ID)
-                stream.close(CloseReason.KICKED, last.encode())
+            stream.close(*self._ending(stream, reconnect))
         return len(streams)
+
+    def _ending(self, stream: Stream, reconnect: bool) -> tuple[CloseReason, bytes]:
+        if reconnect:
+            return CloseReason.ROTATED, self._jittered_retry(0.5, 1.5)
+        name = stream.close_event
+        return CloseReason.KICKED, Event("" if name is not None else None, event=name, id=END_ID).encode()
+
+    def kick(self, name: str, *, reconnect: bool = False) -> None:
+        """End the stream with this name, of :class:`.StreamReport`, in whatever process it is; as :meth:`close` does.
+
+        Raises :class:`BrokerError`. Whether there was such a stream is not known here.
+        """
+        self._outside(lambda: self._broker.publish(CONTROL_KEY, Kick(name, reconnect).encode()))
+
+    def _kicked(self, kick: Kick) -> None:
+        """Have the rounds end a stream, if it is here. For the intake, under the lock."""
+
+        def end(stream: Stream) -> tuple[CloseReason, bytes] | None:
+            return self._ending(stream, kick.reconnect) if stream_name(self.process, stream) == kick.stream else None
+
+        if kick.stream.startswith(self.process):
+            self._rounds.search_soon(end)
 
     def _jittered_retry(self, low: float, high: float) -> bytes:
         base = self.settings.retry or 1000
@@ -627,18 +648,58 @@ class PoolManager:
         }
         self.counts.sample(state.items(), [stream.waiting for stream in streams])
 
-    def _asked(self, token: str) -> None:
-        current_runtime().spawn(functools.partial(self._answer, token), "sse-report")
+    @property
+    def process(self) -> str:
+        """Names this process among all that share a log: at random, so that one that starts anew is another one."""
+        return self._holder
 
-    def _answer(self, token: str) -> None:
-        """Say how this process is to whoever has asked all of them."""
+    def report(self, keys: Sequence[str] = ()) -> Report:
+        """Say how this process is, and which streams the ``keys`` have."""
         with self.lock:
             streams = list(self._rounds.streams)
         draining, up = self._rounds.drain.deadline is not None, self._broker.stats().up
-        report = Report.of(streams, self.counts.read(), draining=draining, broker_up=up)
-        del streams
+        cells = self.counts.read()
+        return Report.of(streams, cells, process=self.process, draining=draining, broker_up=up, of=keys)
+
+    def gather(self, reports: deque[bytes] | None) -> None:
+        """Put what processes answer to :meth:`ask` into ``reports``, whose bound is the caller's; ``None``: no more.
+
+        Raises :class:`BrokerError`.
+        """
+        self._intake.reports = reports
+        if reports is not None and self._broker.remembers:
+            self._opening.know_the_log()
+            self._outside(lambda: self._broker.cover((REPORT_KEY,), (), None))
+
+    def ask(self, inquiry: Inquiry) -> None:
+        """Ask every process that has had a stream how it is. Raises :class:`BrokerError`."""
+        self._outside(lambda: self._broker.publish(CONTROL_KEY, inquiry.encode()))
+
+    def recent(self, key: str, number: int) -> list[Message]:
+        """Give the latest events of a key, and of what went to all: at most ``number`` of each, oldest first.
+
+        The first call asks the log; those within a minute after another cost nothing outside this process. Raises
+        :class:`BrokerError`.
+        """
+        self._opening.know_the_log()
+        followed = (key,) if is_job(key) else (key, None)
+        with self.lock:
+            wanted = self._windows.incomplete(followed, time.monotonic())
+        if wanted:
+            self._outside(lambda: self._broker.cover(followed, wanted, None))
+        with self.lock:
+            self._intake.take_all()
+            self._windows.touch(key, now := time.monotonic())
+            return self._windows.latest((key,), number, now)
+
+    def _asked(self, inquiry: Inquiry) -> None:
+        current_runtime().spawn(functools.partial(self._answer, inquiry), "sse-report")
+
+    def _answer(self, inquiry: Inquiry) -> None:
+        """Say how this process is to whoever has asked all of them."""
+        body = self.report(inquiry.keys).encode(inquiry.token, self.settings.max_event_bytes)
         with contextlib.suppress(BrokerError):  # Whoever asked will see that this one is missing.
-            self._outside(lambda: self._broker.publish(REPORT_KEY, report.encode(token)))
+            self._outside(lambda: self._broker.publish(REPORT_KEY, body))
 
     def reach_broker(self) -> None:
         """Ask the store for next to nothing. Raises :class:`BrokerError` within ``SSE_BROKER_TIMEOUT``."""

@@ -312,6 +312,7 @@ class Rounds:
                         if pings and stream.comments and not stuck:
                             if (pusher := stream.pusher()) is not None:
                                 pushes[pusher].append(stream)
+                                stream.sent += len(PING)
                             elif stream.put_ping():
                                 self._to_wake.append(stream)
                             stream.last_active = now
@@ -320,7 +321,10 @@ class Rounds:
                 left = pusher.push(streams, _PING_CHUNK)
                 self._counts.cells[BYTES] += (len(streams) - len(left)) * len(PING)
                 with self._lock:
-                    self._to_wake.extend(stream for stream in left if stream.put_ping())
+                    for stream in left:
+                        stream.sent -= len(PING)
+                        if stream.put_ping():
+                            self._to_wake.append(stream)
             yield 0.0
 
     def _end_the_old(self) -> Iterator[float]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, get_args
 
 from .errors import SettingsError
-from .keys import Kept, is_job
+from .keys import REPORT_KEY, Kept, is_job
 
 __all__ = ["DEFAULT_POLICY", "PREFIX", "Overflow", "Settings", "WhenFull"]
 
@@ -158,6 +158,16 @@ class Settings:
             optional=True,
         ),
         "where ``sse.js`` is served, a client for browsers; ``None``: nowhere",
+    )
+    inspector: str | None = _setting(
+        None,
+        _text(
+            "a path such as '/sse-inspector' (letters, digits, '.', '_', '~', '-' and '/', which does not end it), or "
+            "None for no inspector",
+            lambda v: re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", v) is not None and "/." not in v,
+            optional=True,
+        ),
+        "where a page shows streams, rates and events to those who are let in; ``None``: nowhere",
     )
     key_param: str = _setting(
         "connectKey",
@@ -334,6 +344,9 @@ class Settings:
         """Say what is kept of a key; ``None``: of what goes to all."""
         if is_job(key):
             return Kept(self.job_events, self.job_ttl, whole=True)
+        if key == REPORT_KEY:
+            # Whoever asked has read them by then; one that looks each second would have the store keep them all.
+            return Kept(min(self.history_size, 20), min(self.history_ttl, 60.0))
         return Kept(self.history_size, self.history_ttl)
 
     @classmethod

@@ -154,6 +154,8 @@ class Stream:
         how it ended, or ``None`` while it is open.
     ``comments``
         whether it may be sent comments: heartbeats, and the one that it begins with. Set it before it is opened.
+    ``sent``
+        bytes of the event stream format that its transport took.
     ``opened``, ``last_active``
         monotonic times.
 
@@ -163,7 +165,8 @@ class Stream:
 
     __slots__ = (
         "__weakref__", "_bytes", "_callbacks", "_owner", "_patience", "_queue", "_uncounted", "close_event",
-        "comments", "cursor", "keys", "last_active", "opened", "reason", "room", "ticket", "transport", "writing_since",
+        "comments", "cursor", "keys", "last_active", "opened", "reason", "room", "sent", "ticket", "transport",
+        "writing_since",
     )  # fmt: skip
 
     def __init__(self, owner: StreamOwner, keys: tuple[str, ...] = (), ticket: Ticket | None = None) -> None:
@@ -171,6 +174,7 @@ class Stream:
         self.keys: tuple[str, ...] = keys
         self.ticket: Ticket | None = ticket
         self.cursor: int = 0
+        self.sent: int = 0
         self.comments: bool = True
         self.reason: CloseReason | None = None
         self.transport: Transport | None = None
@@ -350,6 +354,7 @@ class Stream:
         pusher = self.pusher() if message.seq > self.cursor else None
         if pusher is not None:
             self.cursor = message.seq
+            self.sent += len(message.frame)
         return pusher
 
     def put_back(self, message: Message) -> None:
@@ -357,6 +362,7 @@ class Stream:
         if self.reason not in _DISCARD:
             self._queue.insert(0, message)
             self._bytes += len(message.frame)
+            self.sent -= len(message.frame)
 
     def put_first(self, frames: list[bytes]) -> None:
         """Put what a stream begins with before anything else; the bounds do not count it.
@@ -474,6 +480,7 @@ class Stream:
                 frames.append(frame)
                 size += len(frame)
             self._owner.counts.cells[BYTES] += size
+            self.sent += size
             counted = frames[self._uncounted :] if self._uncounted else frames
             self._bytes -= sum(map(len, counted))
             self._uncounted -= len(frames) - len(counted)
