@@ -265,4 +265,5 @@ def _is_of_this_site(*, may_be_a_link: bool) -> bool:
         return headers.get("Sec-Fetch-Dest") == "document" and request.method == "GET"
     origin = headers.get("Origin")
     # The scheme is the proxy's that ends TLS, and not known here.
-    return origin is None or urlsplit(origin).netloc.lower() == request.environ.get("HTTP_HOST", "").lower() != ""
+    host = request.environ.get("HTTP_HOST", "").lower()
+    return origin is None or origin.lower() in (f"http://{host}", f"https://{host}")

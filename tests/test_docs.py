@@ -34,6 +34,7 @@ import flask_sse_stream
 from flask_sse_stream import Event, EventDecoder, EventError, PoolManager, Publisher, Settings
 from flask_sse_stream.metrics import NAMES
 from flask_sse_stream.overflow import Hole
+from flask_sse_stream.reports import Inquiry
 from flask_sse_stream.tickets import Tickets
 from flask_sse_stream.wsgi import SSEMiddleware
 
@@ -581,7 +582,7 @@ def test_the_names_in_redis_are_those_that_the_page_lists(redis: RedisServer) ->
     page["sse"].publish_all("x", idempotency_key="report 7")
     page["sse"].lease("clock", 60)
     page["sse"].revoke(user="ann")
-    page["sse"].manager._answer("who asks how it is")
+    page["sse"].manager._answer(Inquiry("who asks how it is"))
     table = (ROOT / "docs/redis.rst").read_text(encoding="utf-8").partition("What is in Redis\n")[2]
     listed = set(re.findall(r"^``(\{sse\}:.+?)``", table, re.MULTILINE))
     mark = next(iter(re.findall(r"``(\{sse\}:mark:\w+)``", table)))
