@@ -33,7 +33,7 @@ from .stream import Stream
 
 __all__ = ["Admit", "Inspector"]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 Admit = Callable[[], Any]
 View = Callable[[], ResponseReturnValue]
