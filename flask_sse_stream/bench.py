@@ -131,9 +131,9 @@ class Bench:
         self._events_before = self._events
 
     def listen(self, seconds: float) -> Iterator[float]:
-        """Hold them for so long; give, again and again, how many more seconds are over."""
+        """Hold them for so long, or until none is left; give, again and again, how many more seconds are over."""
         began = told = time.monotonic()
-        while (now := time.monotonic()) - began < seconds and not self.stopped:
+        while self._clients and (now := time.monotonic()) - began < seconds and not self.stopped:
             self._look()
             self._listening = now - began
             yield now - told

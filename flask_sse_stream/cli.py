@@ -38,6 +38,8 @@ _CONTEXT: Final[dict[str, Any]] = {
     "help_option_names": ["-h", "--help"],
     "show_default": True,
     "max_content_width": 100,
+    # Older versions of click know nothing of this variable (no-color.org).
+    "color": False if os.environ.get("NO_COLOR") else None,
 }
 _UNREACHABLE: Final = (
     "SSE_BROKER_URL is memory://, the default: events and streams are in the memory of the server's own process, which "
