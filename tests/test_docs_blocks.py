@@ -45,9 +45,15 @@ SHOWN: Final = {
     ("docs/scaling.rst", "text"): (
         "tests/test_docs.py::test_the_worksheet_prints_what_the_page_shows_and_takes_its_figures_from_where_they_are"
     ),
-    ("docs/services.rst", "docker"): "tests/test_docs.py::test_whoever_stops_a_process_waits_for_its_drain",
-    ("docs/services.rst", "ini"): "tests/test_docs.py::test_whoever_stops_a_process_waits_for_its_drain",
-    ("docs/services.rst", "yaml"): "tests/test_docs.py::test_whoever_stops_a_process_waits_for_its_drain",
+    ("docs/services.rst", "docker"): (
+        "tests/live/test_live_services.py::test_a_pod_starts_is_asked_and_stops_as_the_deployment_says"
+    ),
+    ("docs/services.rst", "ini"): (
+        "tests/live/test_live_services.py::test_the_unit_is_valid_and_what_it_starts_reloads_and_stops_does_so"
+    ),
+    ("docs/services.rst", "yaml"): (
+        "tests/live/test_live_services.py::test_the_deployment_is_one_by_the_schema_of_kubernetes"
+    ),
     ("docs/slow-clients.rst", "text"): (
         "tests/test_docs.py::TestInABrowser::test_a_page_that_was_too_slow_loads_what_it_missed"
     ),

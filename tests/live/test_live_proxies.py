@@ -23,6 +23,7 @@ import httpx
 import pytest
 import trustme
 from clients import DEADLINE, Curl
+from docs_blocks import all_blocks
 from proxy import Proxy
 from support import ROOT, Server, free_port, python, wait_for
 from workers import Crowd, Follower
@@ -116,10 +117,9 @@ def shown(kind: str) -> str:
 
 def shown_for_tls(kind: str) -> str:
     """Give what the page has in place of the line with the port."""
-    text = (DOCS / "proxies.rst").read_text().partition("\nTLS and HTTP/2\n")[2]
-    block = re.search(rf"^\* {kind}:\n\n  \.\. code-block:: \w+\n\n((?:    .+\n)+)", text, re.IGNORECASE | re.MULTILINE)
-    assert block is not None, kind
-    return block[1].strip()
+    lines = (DOCS / "proxies.rst").read_text().split("\n")
+    start = [line.lower() for line in lines].index(f"* {kind}:")
+    return next(block.text for block in all_blocks("docs/proxies.rst") if block.line > start).strip()
 
 
 class ProxyServer(Server):

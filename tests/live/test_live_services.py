@@ -19,7 +19,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +30,7 @@ import pytest
 import yaml
 from clients import DEADLINE, Raw
 from command import entry_points
+from docs_blocks import all_blocks
 from packaging.requirements import Requirement
 from redis_server import RedisServer
 from support import ROOT, free_port, wait_for
@@ -45,15 +45,9 @@ KUBERNETES = ("1.29", "1.34")
 STREAM = "/stream?connectKey=notes"
 
 
-def blocks(page: str, language: str) -> list[str]:
-    """Give the blocks of a page that are in a language."""
-    text = (DOCS / page).read_text(encoding="utf-8")
-    found = re.findall(rf"^\.\. code-block:: {language}\n\n((?: {{4}}.*\n|\n)+)", text, re.MULTILINE)
-    return [textwrap.dedent(block).strip() + "\n" for block in found]
-
-
 def block(page: str, language: str, with_: str) -> str:
-    [found] = [found for found in blocks(page, language) if with_ in found]
+    """Give the block of a page that is in this language and has this in it."""
+    [found] = [each.text for each in all_blocks(f"docs/{page}") if each.language == language and with_ in each.text]
     return found
 
 
@@ -62,7 +56,10 @@ def board(tmp_path: Path) -> Path:
     """The board of the tutorial with the views for the probes, where a service has it: beside a .venv."""
     directory = tmp_path / "board"
     directory.mkdir()
-    page, application = blocks("tutorial.rst", "python")[:2]
+    page, application = (
+        block("tutorial.rst", "python", "PAGE ="),
+        block("tutorial.rst", "python", '@app.post("/notes")'),
+    )
     ready = block("tools.rst", "python", '@app.get("/ready")')
     alive = block("services.rst", "python", '@app.get("/alive")').partition("sse = SSE(app)\n")[2]
     (directory / "board.py").write_text("\n\n".join([page, application, ready, alive]))
@@ -200,7 +197,7 @@ def test_the_unit_is_valid_and_what_it_starts_reloads_and_stops_does_so(board: P
 
 def dockerfile() -> list[tuple[str, str]]:
     """The instructions of the Dockerfile, in their order."""
-    lines = block("services.rst", "docker", "FROM").splitlines()
+    lines = block("services.rst", "docker", "FROM").strip().splitlines()
     found = [(line.partition(" ")[0], line.partition(" ")[2]) for line in lines]
     assert {name for name, _ in found} == {"FROM", "RUN", "USER", "WORKDIR", "COPY", "EXPOSE", "CMD"}
     return found
