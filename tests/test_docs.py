@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import functools
 import importlib.util
 import inspect
 import json
@@ -123,10 +124,12 @@ def nothing_is_patched_and_nothing_is_left_running(
     monkeypatch.setitem(sys.modules, "news", news)
     # And its project of Django's.
     monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "mysite.settings")
-    for name in ("mysite", "mysite.settings", "mysite.urls"):
+    for name in ("mysite", "mysite.live", "mysite.settings", "mysite.urls"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     mysite = {"SECRET_KEY": "secret", "ROOT_URLCONF": "mysite.urls", "ALLOWED_HOSTS": ["localhost"]}
     sys.modules["mysite.settings"].__dict__.update(mysite)
+    [live] = [code for _, code in blocks("docs/frameworks.rst") if "\nlive = PoolManager(" in code]
+    exec(live, sys.modules["mysite.live"].__dict__)
     news.__dict__.update(Page("README.md").names)
     (tmp_path / "page").mkdir()  # a page's sse.db is not the README's
     monkeypatch.chdir(tmp_path / "page")
@@ -1003,6 +1006,7 @@ def test_the_browser_pages_page_imports_the_client_from_where_it_is_kept() -> No
     assert "immutable" in response.headers["Cache-Control"]
 
 
+@functools.cache
 def defined_by(path: Path) -> set[str]:
     """The names of the tests that a file defines, those of a class with its name before them."""
     found = set()
