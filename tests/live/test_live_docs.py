@@ -84,15 +84,15 @@ class Terminal:
         return said.read_text()
 
     @contextlib.contextmanager
-    def serve(self, command: str, port: int) -> Iterator[Server]:
-        """Have a command running that serves at what the page calls ``port``."""
+    def serve(self, command: str, port: int, stop: int = signal.SIGINT) -> Iterator[Server]:
+        """Have a command running, and wait until somebody serves at what the page calls ``port``."""
         self._servers += 1
         log = self.directory.parent / f"log-{self._servers}"
         server = Server(["bash", "-c", self._script(command)], self.ports[port], log, self._env)
         try:
             yield server.start()
         finally:
-            server.stop(signal.SIGINT)
+            server.stop(stop)
         # At Ctrl-C gunicorn's workers are told to stop by the terminal and by their master, and may say so at length.
         assert f"{ROOT}/flask_sse_stream/" not in server.log, server.log
 
@@ -150,7 +150,7 @@ def test_the_tutorial_leads_from_nothing_to_a_board_behind_nginx(tmp_path: Path,
     with terminal.serve(deploy[1], 8000):
         both_show("while you were away")
         # 4
-        with terminal.serve(f"{load} & echo running; wait", 8000):
+        with terminal.serve(f"exec {load}", 8000, signal.SIGTERM):
             for each in pages:
                 output = each.locator("#load")
                 wait_for(lambda output=output: output.text_content() != "not known yet", "the load is shown", DEADLINE)
@@ -162,7 +162,8 @@ def test_the_tutorial_leads_from_nothing_to_a_board_behind_nginx(tmp_path: Path,
         terminal.listen(listen, "^retry: 300\n")
 
     # 6
-    (terminal.directory / "nginx.conf").write_text(terminal.here(NGINX))
+    assert "retry: 5000" in NGINX
+    (terminal.directory / "nginx.conf").write_text(terminal.here(NGINX.replace("retry: 5000", "retry: 500")))
     for command in in_front[:-1]:
         terminal.type(command)
     with terminal.serve(in_front[-1], 8080):
