@@ -126,7 +126,7 @@ def nothing_is_patched_and_nothing_is_left_running(
     monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "mysite.settings")
     for name in ("mysite", "mysite.live", "mysite.settings", "mysite.urls"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    mysite = {"SECRET_KEY": "secret", "ROOT_URLCONF": "mysite.urls", "ALLOWED_HOSTS": ["localhost"]}
+    mysite = {"SECRET_KEY": "secret", "ROOT_URLCONF": "mysite.urls", "ALLOWED_HOSTS": ["localhost"], "USE_TZ": True}
     sys.modules["mysite.settings"].__dict__.update(mysite)
     [live] = [code for _, code in blocks("docs/frameworks.rst") if "\nlive = PoolManager(" in code]
     exec(live, sys.modules["mysite.live"].__dict__)
