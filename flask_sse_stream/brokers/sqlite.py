@@ -473,8 +473,13 @@ class SQLiteBroker:
             connection.close()  # The file was replaced in between: this may be a connection to nowhere.
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        (magic,) = connection.execute("PRAGMA application_id").fetchone()
-        (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+        # At one moment: another process may be about to make it.
+        connection.execute("BEGIN")
+        try:
+            (magic,) = connection.execute("PRAGMA application_id").fetchone()
+            (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+        finally:
+            connection.execute("ROLLBACK")
         if magic != _MAGIC and tables:
             raise BrokerError(f"{self._path} is another application's database: name a file of its own")
         if magic != _MAGIC or not tables:

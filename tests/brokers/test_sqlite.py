@@ -504,6 +504,32 @@ def test_a_database_of_another_application_is_left_alone(log: Log) -> None:
         broker.publish("a", body("x"))
 
 
+def test_a_file_that_another_process_makes_meanwhile_is_not_taken_for_another_applications(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = []
+
+    def make() -> None:
+        other, _ = log.broker()
+        other.publish("a", body("from another process"))
+
+    class Interrupted(sqlite3.Connection):
+        def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:
+            if "sqlite_master" in statement and not others:
+                monkeypatch.undo()
+                others.append(threading.Thread(target=make))
+                others[0].start()
+                others[0].join(0.5)  # it may have to wait for this one
+            return super().execute(statement, *arguments)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *some, **more: connect(*some, factory=Interrupted, **more))
+    broker, _ = log.broker()
+    assert place(broker.publish("a", body("x")))[1] in (1, 2)
+    others[0].join(20)
+    assert place(broker.publish("a", body("y")))[1] == 3
+
+
 def test_a_database_of_another_format_is_refused(log: Log) -> None:
     broker, _ = log.broker()
     broker.publish("a", body("x"))
