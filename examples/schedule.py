@@ -80,7 +80,6 @@ def main() -> None:
     print(f"http://127.0.0.1:{server.server_port} (Ctrl-C ends it)", flush=True)
     server.serve_forever()
     scheduler.shutdown()
-    app.extensions["sse_stream"].shutdown()  # gives the clock to another process at once
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Final
 from .errors import BrokerError
 from .event import Event, Message, to_text
 from .keys import JOB_ENDS, JOB_MARK, JobKey, is_job, shown
+from .leaving import give_up_at_exit
 from .pools import PoolManager
 from .transports.base import Task, Waiter, current_runtime
 
@@ -127,6 +128,9 @@ class Keeper:
         """Renew a producer's lease from now on."""
         with self._lock:
             self._producers[producer.id] = producer
+        manager = self._manager()
+        if manager is not None:
+            give_up_at_exit(manager)
         self.watch()
 
     def let_go(self, producer: Producer, state: JobState) -> None:
@@ -171,10 +175,10 @@ class Keeper:
             return
         self._stopped = True
         manager = self._manager()
-        for producer in list(self._producers.values()):
-            if manager is not None:
-                logger.error("the job %r has failed: its process ends", producer.id)
-                with contextlib.suppress(BrokerError):
+        if manager is not None:
+            with contextlib.suppress(BrokerError):  # Then they fail by themselves, when their leases are over.
+                for producer in list(self._producers.values()):
+                    logger.error("the job %r has failed: its process ends", producer.id)
                     end_job(manager, producer.id, JobState.FAILED, _LOST)
         keeper = self._keeper
         if keeper is not None:

@@ -1,4 +1,4 @@
-"""Notices that this process is to stop, and has its streams drained before it does.
+"""Notices that this process is to stop, and has its streams drained, and what it holds given up, before it does.
 
 Servers know little of streams. gunicorn keeps one until ``graceful_timeout`` is over and then kills its worker,
 gevent's own server and Flask's die of a signal at once, and of a socket that was taken over none of them knows any
@@ -9,6 +9,9 @@ more. So there are three ways in which the end is noticed, and none takes anythi
   is installed where nobody else has one, and whoever installs one later has his own way.
 * At the exit of the interpreter, whoever ends it: Ctrl-C, ``sys.exit``, a handler of the application's. It waits for
   what the other two have begun.
+
+What is given up are jobs and leases. That comes last, when this process does nothing any more that they are for; those
+of a process that is killed end by themselves, some seconds later.
 """
 
 from __future__ import annotations
@@ -27,10 +30,11 @@ from typing import Any, Final, Protocol
 
 from .transports.base import Runtime, current_runtime, original
 
-__all__ = ["Drainable", "attend", "handle_sigterm"]
+__all__ = ["Drainable", "Holder", "attend", "give_up_at_exit", "handle_sigterm"]
 
 _LOOK_SECONDS: Final = 0.25  # between two looks at whether gunicorn's worker is alive
 _POLL_SECONDS: Final = 0.01
+_GIVE_UP_SECONDS: Final = 3.0  # in which other processes are told, if their broker answers
 # Those that a worker of gunicorn's handles: if the application has replaced one, another one is still the worker's.
 _WORKERS_SIGNALS: Final = ("SIGTERM", "SIGQUIT", "SIGINT", "SIGABRT", "SIGUSR1", "SIGWINCH")
 
@@ -48,11 +52,19 @@ class Drainable(Protocol):
         """Whether it is not done, and not late either."""
 
 
+class Holder(Protocol):
+    """A pool manager, too."""
+
+    def give_up(self) -> None:
+        """Let other processes have what this one holds."""
+
+
 class _Process:
     """What was arranged in this process. A forked child inherits its parent's handlers, but no threads."""
 
     def __init__(self) -> None:
         self.attended: weakref.WeakSet[Drainable] = weakref.WeakSet()
+        self.holders: weakref.WeakSet[Holder] = weakref.WeakSet()
         self.watches = False
 
 
@@ -62,11 +74,8 @@ _exit_is_watched = False
 
 def attend(manager: Drainable, runtime: Runtime) -> None:
     """Have the manager drained before this process ends. Call it with the first stream of a process."""
-    global _exit_is_watched
     _process.attended.add(manager)
-    if not _exit_is_watched:
-        _exit_is_watched = True
-        atexit.register(_at_exit)
+    _watch_exit()
     worker = _gunicorns_worker()
     if worker is None:
         handle_sigterm()
@@ -75,12 +84,27 @@ def attend(manager: Drainable, runtime: Runtime) -> None:
         runtime.spawn(functools.partial(_watch, worker), "sse-leaving")
 
 
+def give_up_at_exit(holder: Holder) -> None:
+    """Have it give up what it holds before this process ends. Call it with the first that it holds."""
+    if holder not in _process.holders:
+        _process.holders.add(holder)
+        _watch_exit()
+
+
+def _watch_exit() -> None:
+    global _exit_is_watched
+    if not _exit_is_watched:
+        _exit_is_watched = True
+        atexit.register(_at_exit)
+
+
 def _at_exit() -> None:
-    try:
-        _drain()
-    except (KeyboardInterrupt, SystemExit):
-        # gevent's hub throws what ended a greenlet into the main one, which may be here already for that very reason.
-        _drain()
+    for leave in (_drain, _give_up):
+        try:
+            leave()
+        except (KeyboardInterrupt, SystemExit):
+            # gevent's hub throws what ended a greenlet into the main one, which may be here already for that reason.
+            leave()
 
 
 def _drain() -> None:
@@ -90,6 +114,11 @@ def _drain() -> None:
         manager.begin_drain()  # all at once, so that it takes no longer than for one
     for manager in managers:
         manager.drain()
+
+
+def _give_up() -> None:
+    for holder in list(_process.holders):
+        holder.give_up()
 
 
 def _gunicorns_worker() -> Any:
@@ -144,7 +173,7 @@ def _on_sigterm(number: int, _frame: FrameType | None) -> None:
     # From here on the signal is what it was, and a second one ends the process at once.
     signal.signal(number, signal.SIG_DFL)
     managers = list(_process.attended)
-    if not managers:
+    if not managers and not _process.holders:
         _die(number, time.sleep)
         return
     # Nothing may wait here: this may be gevent's hub, or code that holds a lock. And not in a greenlet, which would
@@ -158,6 +187,20 @@ def _drain_and_die(managers: list[Drainable], number: int) -> None:
     for manager in managers:
         manager.begin_drain()
     while any(manager.drain_waits() for manager in managers):
+        sleep(_POLL_SECONDS)
+    given_up: list[bool] = []
+
+    def give_up() -> None:
+        try:
+            _give_up()
+        finally:
+            given_up.append(True)
+
+    # Beside, because it waits for a broker, and whatever that does, the signal is to end this process.
+    start: Callable[..., object] = original("_thread", "start_new_thread")
+    start(give_up, ())
+    late = time.monotonic() + _GIVE_UP_SECONDS
+    while not given_up and time.monotonic() < late:
         sleep(_POLL_SECONDS)
     _die(number, sleep)
 

@@ -57,7 +57,7 @@ from .event import END_ID, Event, Message, encode_json, retry_block, to_text
 from .intake import Intake
 from .keys import MAX_KEYS, JobKey, Kept, check_key, check_keys, is_job
 from .kicks import Kick, stream_name
-from .leaving import attend
+from .leaving import attend, give_up_at_exit
 from .listeners import Listeners
 from .opening import Opening
 from .overflow import Policies
@@ -111,7 +111,7 @@ class PoolManager:
         self._dumps = dumps or encode_json
         self._broker_factory = broker
         self.starting: list[Callable[[], object]] = []  # called with the first stream of a process
-        self.stopping: list[Callable[[], object]] = []  # called by shutdown()
+        self.stopping: list[Callable[[], object]] = []  # called when this process gives up what it holds
         self.begun: list[Callable[[], object]] = []  # called in a forked child, where all counts begin anew
         self._begin()
         _managers.add(self)
@@ -281,6 +281,8 @@ class PoolManager:
             raise ValueError(f"a lease is for 0.01 to 86400 seconds, not {seconds!r}")
         held = self._outside(lambda: self._broker.lease(name, self._holder, seconds))
         (self._leases.add if held else self._leases.discard)(name)
+        if held:
+            give_up_at_exit(self)
         return held
 
     def give_back(self, name: str) -> None:
@@ -705,16 +707,23 @@ class PoolManager:
         """Ask the store for next to nothing. Raises :class:`BrokerError` within ``SSE_BROKER_TIMEOUT``."""
         self._outside(lambda: self._broker.marked(["reachable"]))
 
+    def give_up(self) -> None:
+        """Let other processes have what this one holds: its jobs fail, and its leases are free.
+
+        It happens by itself at a process's end, unless that is killed: then leases end when their time is over.
+        """
+        for stop in self.stopping:
+            stop()
+        with contextlib.suppress(BrokerError):  # Then they end by themselves.
+            for name in list(self._leases):
+                self.give_back(name)
+
     def shutdown(self) -> None:
         """End every stream, the flusher and the broker. The manager is of no further use."""
         self.drain()
         if self._flusher is not None:
             self._flusher.stop()
-        for stop in self.stopping:
-            stop()
-        for name in list(self._leases):
-            with contextlib.suppress(BrokerError):  # Then it ends by itself.
-                self.give_back(name)
+        self.give_up()
         self._broker.close()
 
 

@@ -7,9 +7,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
+from pathlib import Path
 
 import pytest
+from redis_server import RedisServer
 from support import ROOT
+
+from flask_sse_stream import Publisher
 
 
 def run(script: str) -> tuple[int, str]:
@@ -114,6 +119,55 @@ for app in apps:
     assert said.count("open") == 2
     waits = [line for line in said.splitlines() if line.startswith("b'retry: ") and "open" not in line]
     assert len(waits) == 2
+
+
+HOLDING = """
+app = Flask("app")
+app.config.update(SSE_BROKER_URL="sqlite:///log.db", SSE_JOB_LEASE=600)
+sse = SSE(app)
+with app.app_context():
+    assert sse.lease("clock", 600)
+    begun = threading.Event()
+    def work(job):
+        begun.set()
+        time.sleep(600)
+    assert sse.job("work").start(work)
+    assert begun.wait(20)
+"""
+
+
+@pytest.mark.parametrize("stream", ["", "open_stream(app.extensions['sse_stream'])"], ids=["", "with streams"])
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [("os.kill(os.getpid(), 15); time.sleep(30)", -15), ("sys.exit(3)", 3), ("raise KeyboardInterrupt", -2)],
+    ids=["SIGTERM", "exit", "Ctrl-C"],
+)
+def test_what_a_process_holds_is_given_up_however_it_ends_unless_it_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: str, end: str, status: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended, said = run(APP + STREAM + HOLDING + f"{stream}\n{end}")
+    assert ended == status, said
+    assert "the job 'work' has failed: its process ends" in said
+    publisher = Publisher("sqlite:///log.db")
+    assert publisher.job("work").state == "failed"
+    assert publisher.lease("clock", 1)
+    publisher.close()
+
+
+def test_a_store_that_hangs_does_not_keep_a_process_that_is_told_to_stop(tmp_path: Path) -> None:
+    with RedisServer(tmp_path / "redis") as server:
+        script = f"""
+        sse = SSE(Flask("app"), broker_url={server.url!r}, broker_timeout=60)
+        assert sse.lease("clock", 60)
+        os.kill({server.pid}, signal.SIGSTOP)
+        os.kill(os.getpid(), 15)
+        time.sleep(30)
+        """
+        begun = time.monotonic()
+        assert run(APP + textwrap.dedent(script))[0] == -signal.SIGTERM
+        assert time.monotonic() - begun < 30
+        server.resume()
 
 
 def test_a_forked_child_has_nothing_to_drain_and_dies_of_the_signal_while_its_parent_streams() -> None:

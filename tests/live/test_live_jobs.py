@@ -108,6 +108,16 @@ def test_a_job_is_started_in_one_process_and_read_cancelled_and_lost_in_others(j
     assert ends(reader) == [("cancelled", "", "end")]
     wait_for(lambda: jobs.here.log.count("the generator was closed") > closed, "it is closed", LONG)
 
+    # Its worker is told to stop: it tells readers itself.
+    id, worker = jobs.start(100_000)
+    reader = jobs.read(id, server=jobs.there)
+    wait_for(lambda: numbers(reader), "it runs", LONG)
+    os.kill(worker, signal.SIGTERM)
+    wait_for(lambda: ends(reader), "its reader is told", LONG)
+    assert ends(reader) == [("failed", "interrupted", "end")]
+    assert f"the job {id!r} has failed: its process ends" in jobs.here.log
+    jobs.here.wait_for_workers(2)
+
     # Its worker is killed: readers are told, here, there and later.
     id, worker = jobs.start(100_000)
     reader, beside = jobs.read(id, server=jobs.there), jobs.read(id)
