@@ -10,6 +10,7 @@ This module knows no framework. Pages are served by ``inspector.py``.
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
 from collections import deque
@@ -27,6 +28,8 @@ from .stream import Lock
 from .transports.base import Waiter, current_runtime
 
 __all__ = ["Page", "Sampler"]
+
+logger = logging.getLogger("flask_sse_stream")
 
 _TICK_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 0.1  # in which most have answered; later ones count for the next look
@@ -97,14 +100,11 @@ class Sampler:
 
     def events(self, key: str | None) -> Iterator[Event]:
         """Give what one page is sent, until it is closed. For the task of its stream."""
-        runtime = current_runtime()
-        page = Page(key, runtime.waiter())
+        page = Page(key, current_runtime().waiter())
         with self._lock:
             self._pages[page] = None
-            begins, self._runs = not self._runs, True
-        if begins:
-            runtime.spawn(self._run, "sse-inspector")
         try:
+            self._see_that_it_runs()
             yield _json("history", {"seconds": _TICK_SECONDS, "totals": list(self._past)})
             seen: tuple[str, int] | None = None
             while True:
@@ -112,11 +112,18 @@ class Sampler:
                     seen, found = self._news(key, seen)
                     yield _json("key", {**found, **self._listened.get(key, {})})
                 page.waiter.wait(5 * _TICK_SECONDS)
+                self._see_that_it_runs()
                 if self._sample:
                     yield Event(self._sample, event="sample")
         finally:
             with self._lock:
                 self._pages.pop(page, None)
+
+    def _see_that_it_runs(self) -> None:
+        with self._lock:
+            begins, self._runs = not self._runs, True
+        if begins:
+            current_runtime().spawn(self._run, "sse-inspector")
 
     # The task that looks
 
@@ -150,7 +157,10 @@ class Sampler:
                     until = time.monotonic() + _ANSWER_SECONDS
                     while (left := until - time.monotonic()) > 0:
                         waiter.wait(left)
-                self._look(keys, token, reports)
+                try:
+                    self._look(keys, token, reports)
+                except Exception:
+                    logger.exception("the inspector could not look, and goes on a second later")
                 for page in pages:
                     page.waiter.wake()
         except BaseException:

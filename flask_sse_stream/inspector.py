@@ -119,15 +119,17 @@ class Inspector:
                     f"what authorize_inspector registered gives True or False, or aborts; not {answer!r:.80}"
                 )
             return answer is True
-        if current_app.debug and _is_from_this_machine():
+        why = _what_is_far() if current_app.debug else "the application is not in debug mode"
+        if why is None:
             return True
         if not self._warned:
             self._warned = True
             logger.warning(
-                "the inspector was asked for by %r and not shown: register a function with @sse.authorize_inspector, "
-                "which says who may see it. Without one it is for requests from this machine alone (no proxy, and "
-                "localhost in the URL), and in debug mode alone",
+                "the inspector was asked for by %r and not shown, since %s: register a function with "
+                "@sse.authorize_inspector, which says who may see it. Without one it is for requests from this machine "
+                "in debug mode alone",
                 (request.remote_addr or "somebody without an address")[:80],
+                why,
             )
         return False
 
@@ -141,11 +143,11 @@ class Inspector:
         return Response(_file(name), content_type=kind, headers=_HEADERS)
 
     def _events(self) -> ResponseReturnValue:
-        text, job = request.args.get("key"), request.args.get("job") == "1"
         try:
+            text, job = request.args.get("key"), request.args.get("job") == "1"
             # Who may see the inspector may see every key, and a job's is as good as any.
             key = None if text is None else JobKey.of(check_key(text)) if job else check_key(text)
-        except EventError as error:
+        except ValueError as error:  # what is no key, or no UTF-8
             return _say(400, error=str(error))
         stream = Stream(self._pages)
         source = self._sampler.events(key)
@@ -219,22 +221,22 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not in JSON")
 
 
-def _is_from_this_machine() -> bool:
-    """Whether a program of this machine asked for this machine, and nobody speaks for somebody else.
+def _what_is_far() -> str | None:
+    """Say why this request may be from elsewhere; ``None``: a program of this machine asked for this machine.
 
     By the name that was asked for as well: a page of another site may have its own name lead here (DNS rebinding).
     """
-    headers = request.headers
-    if any(name in headers for name in _FORWARDED) or any(
-        name.lower().startswith("x-forwarded") for name, _ in headers
-    ):
-        return False
+    for name, _ in request.headers:
+        if name.title() in _FORWARDED or name.lower().startswith("x-forwarded"):
+            return f"a proxy says for whom it speaks ({name})"
     # A proxy that says nothing else speaks HTTP/1.0, as nginx's does unless it is told otherwise; no browser does.
     if request.environ.get("SERVER_PROTOCOL") in ("HTTP/1.0", "HTTP/0.9"):
-        return False
-    return _is_loopback(request.environ.get("REMOTE_ADDR", "")) and _is_loopback_name(
-        request.environ.get("HTTP_HOST", "")
-    )
+        return "it came over HTTP/1.0, as from a proxy"
+    if not _is_loopback(request.environ.get("REMOTE_ADDR", "")):
+        return "its address is not this machine's"
+    if not _is_loopback_name(request.environ.get("HTTP_HOST", "")):
+        return "its URL does not say localhost"
+    return None
 
 
 def _is_loopback(address: str) -> bool:

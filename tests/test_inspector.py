@@ -220,6 +220,23 @@ def test_who_is_not_let_in_is_written_into_the_log_once_with_the_cure(
     assert "\n" not in record.getMessage()
 
 
+@pytest.mark.parametrize(
+    ("request_", "why"),
+    [
+        ({"environ_overrides": {"REMOTE_ADDR": "192.0.2.1"}}, "its address is not this machine's"),
+        ({"environ_overrides": {"HTTP_HOST": "me.example.org"}}, "its URL does not say localhost"),
+        ({"environ_overrides": {"SERVER_PROTOCOL": "HTTP/1.0"}}, "HTTP/1.0"),
+        ({"headers": {"x-forwarded-for": "127.0.0.1"}}, "a proxy says for whom it speaks (X-Forwarded-For)"),
+        (None, "not in debug mode"),
+    ],
+)
+def test_the_log_says_why(request_: Any, why: str, made: tuple[Flask, SSE], caplog: pytest.LogCaptureFixture) -> None:
+    made[0].debug = request_ is not None
+    with caplog.at_level(logging.WARNING, "flask_sse_stream"):
+        ask(made[0], "", **(request_ or {}))
+    assert why in caplog.text.partition("not shown, since ")[2]
+
+
 @pytest.mark.parametrize("route", [*GETS, *POSTS])
 def test_every_answer_keeps_other_sites_and_caches_out(route: str, made: tuple[Flask, SSE]) -> None:
     app, _ = made
@@ -546,6 +563,25 @@ def test_rates_survive_a_process_that_begins_anew_and_one_that_is_late(made: tup
         known.heard = now - 100
     assert look()["delivered"] == 0
     assert list(sampler._known) == [manager.process]
+
+
+def test_a_look_that_fails_is_not_the_last(
+    made: tuple[Flask, SSE], local: SSEClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed: list[object] = []
+    look = Sampler._look
+
+    def fail_once(self: Sampler, *rest: Any) -> None:
+        if not failed:
+            failed.append(self)
+            raise RuntimeError("once")
+        look(self, *rest)
+
+    monkeypatch.setattr(Sampler, "_look", fail_once)
+    with Reader(local) as page:
+        page.next("sample")
+    assert failed
+    assert "could not look" in caplog.text
 
 
 def test_nothing_is_asked_and_nothing_runs_while_no_page_is_open(

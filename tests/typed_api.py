@@ -107,6 +107,14 @@ def nobody(keys: Sequence[str]) -> None:
     return None
 
 
+@sse.authorize_inspector
+def who_looks() -> bool:
+    return session.get("role") == "admin"
+
+
+assert_type(who_looks(), bool)
+
+
 # Streams of one request
 
 

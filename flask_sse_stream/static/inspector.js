@@ -338,7 +338,7 @@ function showState() {
   $("state").dataset.state = state;
   put($("state").lastChild, { cut: "Reconnecting", live: paused ? "Paused" : "Live", connecting: "Connecting" }[state]);
   const trouble = sample?.trouble ? `The broker does not answer, so other processes are not seen: ${line(sample.trouble, 300)}` : "";
-  const lost = isCut ? "The connection to the server was cut. What is shown is from before; it goes on by itself when the server is back." : "";
+  const lost = isCut ? "The connection to the server was cut, or you are no longer let in. What is shown is from before; it goes on by itself." : "";
   put($("notice"), lost || trouble);
   $("notice").hidden = !(lost || trouble);
   document.body.toggleAttribute("data-cut", Boolean(isCut));
