@@ -15,7 +15,6 @@ __all__ = ["Kick", "stream_name"]
 
 _VERSION: Final = 1
 _LONGEST_BODY: Final = 256
-_LONGEST_NAME: Final = 100
 
 
 def stream_name(process: str, stream: Stream) -> str:
@@ -46,4 +45,4 @@ class Kick(NamedTuple):
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
         sound = version == _VERSION and isinstance(stream, str) and isinstance(reconnect, bool)
-        return cls(stream, reconnect) if sound and 0 < len(stream) <= _LONGEST_NAME else None
+        return cls(stream, reconnect) if sound else None

@@ -183,7 +183,7 @@ def test_to_others_it_is_as_any_path_that_does_not_exist(method: str, made: tupl
     for route in (*GETS, *POSTS):
         assert answer(PATH + route) == answer("/nothing"), route
         # Nor may a redirect to the tidy path tell.
-        assert answer(f"/{PATH}{route}") == answer("/nothing/"), route
+        assert answer(PATH + route.replace("/", "//")) == answer("/nothing"), route
     assert answer(PATH + "/") == answer("/nothing/")
 
 

@@ -49,6 +49,22 @@ def test_a_single_event_is_sent_ahead_of_an_empty_queue(house: House) -> None:
     assert stream.cursor == 1
 
 
+def test_what_was_sent_to_each_stream_is_counted_whichever_way_it_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    house = House(ping_interval=10)
+    stream, transport = listen(house)
+    assert stream.sent == house.manager.stats().sent_bytes > 0
+    for takes in (True, False):
+        transport.takes = takes
+        for happens in (lambda: house.manager.publish("k", "x"), lambda: setattr(clock, "now", clock.now + 11)):
+            before = stream.sent
+            happens()
+            house.flush()
+            assert (stream.sent > before) is takes
+            house.take(stream)
+            assert stream.sent == house.manager.stats().sent_bytes > before
+
+
 def test_several_events_go_through_the_queue_and_are_joined(house: House) -> None:
     stream, transport = listen(house)
     house.manager.publish("k", "x")
