@@ -31,7 +31,7 @@ from flask_sse_stream import (
     StreamClosed,
     StreamsFull,
 )
-from flask_sse_stream.brokers.base import Broker, BrokerStats, Deliver, Idle, Position, never_idle
+from flask_sse_stream.brokers.base import Broker, BrokerStats, Deliver, Idle, Position, broker_from_url, never_idle
 from flask_sse_stream.celery import publish_task_events
 from flask_sse_stream.compat.flask_sse import Message as FlaskSSEMessage
 from flask_sse_stream.compat.flask_sse import ServerSentEventsBlueprint
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 app = Flask(__name__)
 sse = SSE(app)
 assert_type(SSE(app, ping_interval=5, cors_origins=("https://example.org",)), SSE)
+assert_type(SSE(app, broker=broker_from_url), SSE)
 assert_type(SSE().init_app(app), None)
 assert_type(sse.manager, PoolManager)
 # Flask is imported by those alone who ask for the extension; type checkers know its class all the same.
