@@ -41,7 +41,7 @@ from flask_sse_stream.doctor import examine
 pytestmark = pytest.mark.live
 
 DOCS = ROOT / "docs"
-KUBERNETES = ("1.29", "1.34")
+KUBERNETES = ("1.29", "1.33")
 STREAM = "/stream?connectKey=notes"
 
 
@@ -189,7 +189,7 @@ def test_the_unit_is_valid_and_what_it_starts_reloads_and_stops_does_so(board: P
         process.send_signal(signal.SIGTERM)  # "mixed": to the first process alone
         assert 3000 <= told_to_come_back(client) <= 8000
         assert process.wait(float(service["TimeoutStopSec"])) == 0  # not a failure, so it is not started again
-    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert re.findall(r"\[(?:WARNING|ERROR|CRITICAL)\].*", (tmp_path / "log").read_text()) == []
 
 
 # Docker and Kubernetes
@@ -253,7 +253,7 @@ def test_the_redis_of_the_compose_file_is_one_with_which_all_is_well(tmp_path: P
     with RedisServer(tmp_path / "redis", arguments=tuple(options)) as redis:
         manager = PoolManager(Settings(broker_url=redis.url, max_clients=100))
         assert [finding for finding in examine(manager) if finding.level != "ok"] == []
-        assert redis.cli("CONFIG", "GET", "maxmemory") == {"maxmemory": str(256 << 20)}
+        assert str(256 << 20) in str(redis.cli("CONFIG", "GET", "maxmemory"))
         manager.shutdown()
 
 
@@ -313,4 +313,4 @@ def test_a_pod_starts_is_asked_and_stops_as_the_deployment_says(board: Path, tmp
         wait_for(lambda: probe("readinessProbe") != 200, "it is not ready any more", DEADLINE)
         assert process.wait(pod["terminationGracePeriodSeconds"] - float(seconds)) == 0
         assert time.monotonic() - before < pod["terminationGracePeriodSeconds"] - float(seconds)
-    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert re.findall(r"\[(?:WARNING|ERROR|CRITICAL)\].*", (tmp_path / "log").read_text()) == []
