@@ -447,7 +447,7 @@ WRONG: dict[str, tuple[str, dict[str, str], str]] = {
         {"reverse_proxy 127.0.0.1:8000": "reverse_proxy 127.0.0.1:8000 {\nbuffer_responses\n}"},
         "first bytes",
     ),
-    "haproxy that cuts early": ("haproxy", {"timeout server 60s": "timeout server 100"}, "heartbeats"),
+    "haproxy that cuts early": ("haproxy", {"timeout server 60s": f"timeout server {WAIT}s"}, "heartbeats"),
     "apache that compresses everything": (
         "apache",
         {"application/json\n": "application/json text/event-stream\n", 'SetEnvIf Request_URI "^/stream$" no-gzip': ""},
@@ -458,15 +458,16 @@ WRONG: dict[str, tuple[str, dict[str, str], str]] = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_the_doctor_finds_what_one_of_them_does_wrongly(
-    wrong: str, often: Origin, place: Path, monkeypatch: pytest.MonkeyPatch
+    wrong: str, origin: Origin, often: Origin, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flask_sse_stream.probing._LATE", DEADLINE)
-    monkeypatch.setattr("flask_sse_stream.probing._HEAD_SECONDS", 2.0)  # what never comes need not be waited for long
-    monkeypatch.setattr("flask_sse_stream.probing._FIRST_SECONDS", 2.0)
     kind, changes, check = WRONG[wrong]
-    manager = PoolManager(Settings(ping_interval=OFTEN))
+    monkeypatch.setattr("flask_sse_stream.probing._LATE", DEADLINE)
+    if check == "first bytes":  # what never comes need not be waited for long
+        monkeypatch.setattr("flask_sse_stream.probing._HEAD_SECONDS", 2.0)
+    server = origin if check == "heartbeats" else often
+    manager = PoolManager(Settings(ping_interval=server.settings.ping_interval))
     with contextlib.ExitStack() as stack:
-        proxy = started(stack, ProxyServer(kind, place / wrong.replace(" ", "-"), often.port, changes))
+        proxy = started(stack, ProxyServer(kind, place / wrong.replace(" ", "-"), server.port, changes))
         found = [finding for finding in look_at_url(manager, proxy.stream, {}) if finding.level != "ok"]
     assert [(finding.level, finding.check) for finding in found] == [("problem", check)], found
     manager.shutdown()
