@@ -341,7 +341,6 @@ function showState() {
   const lost = isCut ? "The connection to the server was cut, or you are no longer let in. What is shown is from before; it goes on by itself." : "";
   put($("notice"), lost || trouble);
   $("notice").hidden = !(lost || trouble);
-  document.body.toggleAttribute("data-cut", Boolean(isCut));
 }
 
 const more = (count, what) => (count > 0 ? `and ${whole.format(count)} more ${what}` : "");
