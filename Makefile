@@ -77,11 +77,11 @@ typing: $(VENV)/.with-typing  ## mypy and pyright, strict
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=. $(BIN)/basedpyright --ignoreexternal --verifytypes flask_sse_stream
 
-# The wheel is built from the sdist, as "python -m build" does it.
+# The wheel is built from the sdist, as "python -m build" does it; from one commit always the same wheel, byte by byte.
 package: test-programs $(VENV)/.with-package  ## the sdist and the wheel in dist, tried in empty environments
 	rm -rf build dist
 	$(BIN)/check-manifest
-	$(BIN)/python -m build --outdir dist .
+	SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct)" $(BIN)/python -m build --outdir dist .
 	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/python tests/try_package.py --jobs $(JOBS) dist build/tried
 
