@@ -288,9 +288,9 @@ class SQLiteBroker:
     def _history(self, connection: sqlite3.Connection, key: str | None, epoch: str, head: int) -> History:
         name = _ALL if key is None else key
         row = connection.execute(
-            "SELECT seq FROM floor WHERE namespace = ?1 AND key = ?2 "
-            "UNION ALL SELECT floor FROM log WHERE namespace = ?1",
-            (self._namespace, name),
+            "SELECT seq FROM floor WHERE namespace = :namespace AND key = :key "
+            "UNION ALL SELECT floor FROM log WHERE namespace = :namespace",
+            {"namespace": self._namespace, "key": name},
         ).fetchone()
         floor = _place(row[0]) if row is not None else 0
         size, ttl, whole = self._kept(key)
@@ -322,12 +322,14 @@ class SQLiteBroker:
         """Give what comes next after ``seq``."""
         with self._reading() as connection:
             epoch, head = self._position(connection)
+            # By names: the first releases of Python 3.12 warn of "?1", which a sequence may very well fill.
             rows = connection.execute(
                 "SELECT seq, key, created, body FROM event "
-                "WHERE namespace = ?1 AND seq > ?2 AND seq <= ?3 AND typeof(seq) = 'integer' "
+                "WHERE namespace = :namespace AND seq > :seq AND seq <= :head AND typeof(seq) = 'integer' "
                 "UNION ALL SELECT seq, key, created, body FROM job_event "
-                "WHERE namespace = ?1 AND seq > ?2 AND seq <= ?3 AND typeof(seq) = 'integer' ORDER BY seq LIMIT ?4",
-                (self._namespace, seq, head, READ_EVENTS),
+                "WHERE namespace = :namespace AND seq > :seq AND seq <= :head AND typeof(seq) = 'integer' "
+                "ORDER BY seq LIMIT :most",
+                {"namespace": self._namespace, "seq": seq, "head": head, "most": READ_EVENTS},
             ).fetchall()
             gone = connection.execute(
                 "SELECT key, seq FROM floor WHERE namespace = ? AND seq > ?", (self._namespace, seq)
