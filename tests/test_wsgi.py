@@ -602,6 +602,7 @@ def test_a_source_is_sent_to_its_end_and_the_client_does_not_come_back(
     assert answer.status == 200
     events = [(event.event, event.data, event.id) for event in answer.to_the_end()]
     assert events == [(None, "a", None), (None, '{"b":1}', None), ("named", "c", "3"), ("close", "", "end")]
+    wait_for(lambda: site.ended, "the end is told of")  # by the source's thread, when the body has its last bytes
     assert site.ended == [CloseReason.ENDED]
     if make is as_generator_function:
         assert closed == ["closed"]
