@@ -38,6 +38,7 @@ class _Flight:
     def __init__(self) -> None:
         self.keys: list[str | None] = []
         self.position = Position("", 0)  # up to which everything has been delivered
+        self.epoch = ""  # of the life that was read
         self.error: BrokerError | None = None
         self._landed = False
         self._waiters: deque[Waiter] = deque()
@@ -142,13 +143,17 @@ class RedisBroker:
         with self._starting:
             if self._listener is None:
                 self._listener = Listener(self, self._server, self._names, self._settings)
-        position = self._listener.ask(keys, after)
-        if fetch:
-            self._fetch(fetch, position)
-        return position
+        deadline = time.monotonic() + self._timeout
+        while True:
+            position = self._listener.ask(keys, after)
+            others = self._fetch(fetch, position) - {position.epoch} if fetch else set()
+            if not others or time.monotonic() > deadline:
+                return position
+            # The log began another life between the answer and the reading. Come to that one, and read again.
+            after = f"{others.pop()}-0"
 
-    def _fetch(self, keys: Sequence[str | None], position: Position) -> None:
-        """Deliver the histories of keys that are followed by now.
+    def _fetch(self, keys: Sequence[str | None], position: Position) -> set[str]:
+        """Deliver the histories of keys that are followed by now; give the lives that they are of.
 
         While one reading is under way, all keys that are wanted meanwhile gather for the next one: thousands of
         clients may come back to a new process at once, each with a key of its own.
@@ -168,6 +173,7 @@ class RedisBroker:
             self._fly(own_flight)
         for flight in flights:
             flight.wait(self._timeout)
+        return {flight.epoch for flight in flights}
 
     def _fly(self, flight: _Flight) -> None:
         """Read the histories of all who are aboard when it is this flight's turn."""
@@ -177,10 +183,12 @@ class RedisBroker:
             in_turn = self._runway.acquire(timeout=self._timeout)
             with self._starting:
                 self._boarding = None
-            for history in self._run(lambda at, link: self._read(at, link, flight.keys, flight.position)):
-                # Of another life than what has been delivered, it says nothing: who waits for it is told to start over.
+            histories = self._run(lambda at, link: self._read(at, link, flight.keys, flight.position))
+            for history in histories:
+                # Of another life than what has been delivered, it says nothing.
                 if history.epoch == flight.position.epoch:
                     self._deliver(history)
+                flight.epoch = history.epoch
             error = None
         except BrokerError as failed:
             error = failed
@@ -197,11 +205,15 @@ class RedisBroker:
     def _read(self, deadline: float, link: Link, keys: Sequence[str | None], position: Position) -> list[History]:
         chains = {key: Chain(0) for key in keys}
         kept, limit = self._settings.kept, self._settings.max_event_bytes
+        epoch = ""
         while behind := [key for key, chain in chains.items() if chain.more]:
             asked = {key: chains[key].end for key in behind[:READ_KEYS]}
             history = any(kept(key).size for key in asked)
             reply = link.call(deadline, *read_command(self._names, link.run, asked, history=history))
             found = reading(reply, limit)
+            if epoch not in ("", found.epoch):
+                return self._read(deadline, link, keys, position)  # pages of two lives do not go together
+            epoch = found.epoch
             for key, page in zip(asked, found.pages, strict=True):
                 chains[key].add(page)
         self._skipped += sum(chain.skipped for chain in chains.values())

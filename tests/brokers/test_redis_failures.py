@@ -265,8 +265,19 @@ def test_what_the_log_loses_before_a_process_has_heard_it_still_reaches_those_wh
     assert there.resets == beside.resets == []
 
 
-def test_a_log_that_is_lost_between_the_answer_to_a_subscription_and_the_history_leaves_no_hole(
-    server: RedisServer, crowd: Crowd, book: Book, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("fault", "reasons"),
+    # Of a server that was started anew, the log has another run in it.
+    [(("HSET", "{sse}:log", "run", "another"), []), (("FLUSHALL",), ["epoch"])],
+    ids=["restarted", "lost"],
+)
+def test_a_life_that_begins_between_the_answer_to_a_subscription_and_the_history_leaves_no_hole(
+    server: RedisServer,
+    crowd: Crowd,
+    book: Book,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: tuple[str, ...],
+    reasons: list[str],
 ) -> None:
     house, publisher = crowd.house(server.url), crowd.house(server.url)
     crowd.reader(house, "other")
@@ -274,16 +285,17 @@ def test_a_log_that_is_lost_between_the_answer_to_a_subscription_and_the_history
     assert book.publish(publisher.manager, "k", "missed")
     read = RedisBroker._read
 
-    def lose_and_read(self: RedisBroker, *arguments: Any) -> Any:
-        server.cli("FLUSHALL")
+    def begin_and_read(self: RedisBroker, *arguments: Any) -> Any:
+        monkeypatch.undo()
+        server.cli(*fault)
         return read(self, *arguments)
 
-    monkeypatch.setattr(RedisBroker, "_read", lose_and_read)
+    monkeypatch.setattr(RedisBroker, "_read", begin_and_read)
     reader = crowd.reader(house, after=book.id("seen"))
-    monkeypatch.undo()
     go_on(crowd, book, publisher, "after")
     check(book, reader)
-    assert json.loads(str(reader.resets[0].data)) == {"reason": "history", "keys": ["k"]}
+    assert [json.loads(str(reset.data))["reason"] for reset in reader.resets] == reasons
+    assert reader.texts == ([] if reasons else ["missed"]) + ["after k 0"]
 
 
 # Redis hangs
