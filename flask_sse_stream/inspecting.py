@@ -29,7 +29,7 @@ from .transports.base import Waiter, current_runtime
 
 __all__ = ["Page", "Sampler"]
 
-logger = logging.getLogger("flask_sse_stream")
+logger: logging.Logger = logging.getLogger("flask_sse_stream")
 
 _TICK_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 0.1  # in which most have answered; later ones count for the next look
