@@ -15,7 +15,7 @@ The way of an event, and where each part of it lives:
 * ``jobs``, ``keeper``, ``keys``: one piece of work that any number of readers follow.
 * ``progress``, ``celery``, ``sqlalchemy``: how far a loop is, what becomes of a task, and what a transaction has to say
   once it is committed.
-* ``counts``, ``reports``, ``metrics``, ``health``: what a process counts, and says of itself when it is asked.
+* ``counts``, ``reports``, ``asking``, ``metrics``, ``health``: what a process counts, and says of itself when asked.
 * ``inspector``, ``inspecting``, ``kicks``: the page that shows it, live, and ends streams.
 * ``cli``, ``serving``, ``tailing``, ``doctor``, ``bench``: the commands.
 * ``settings``, ``errors``: what can be set, and what can go wrong.

@@ -147,9 +147,9 @@ class Sampler:
                 try:
                     if self._manager.reaches_other_processes:
                         if not gathers:
-                            self._manager.gather(reports)
+                            self._manager.asking.gather(reports)
                             gathers = True
-                        self._manager.ask(Inquiry(token, keys))
+                        self._manager.asking.ask(Inquiry(token, keys))
                     self._trouble = ""
                 except BrokerError as error:
                     self._trouble = str(error)[:500]
@@ -170,7 +170,7 @@ class Sampler:
 
     def _end(self) -> None:
         self._runs = False
-        self._manager.gather(None)
+        self._manager.asking.gather(None)
         self._known, self._sample, self._listened = {}, "", {}
         self._past.clear()
 
@@ -180,7 +180,7 @@ class Sampler:
 
     def _look(self, keys: Sequence[str], token: str, reports: deque[bytes]) -> None:
         now = time.monotonic()
-        own = self._manager.report(keys)
+        own = self._manager.asking.report(keys)
         self._hear(own, now)
         while reports:
             report = Report.decode(reports.popleft(), token)
@@ -220,7 +220,7 @@ class Sampler:
             "history": self._manager.settings.history_size,
         }
         try:
-            messages = self._manager.recent(key, _MOST_EVENTS)
+            messages = self._manager.asking.recent(key, _MOST_EVENTS)
         except BrokerError as error:
             return seen, {**found, "events": [], "trouble": str(error)[:500]}
         epoch, place = seen = seen or ("", 0)

@@ -191,9 +191,9 @@ class Inspector:
         name, reconnect = given.get("stream"), given.get("reconnect", False)
         if not isinstance(name, str) or not 0 < len(name) <= 100 or not isinstance(reconnect, bool):
             return _say(400, error="stream is the name of one, and reconnect true or false")
-        if not self._manager.reaches_other_processes and not name.startswith(self._manager.process):
+        if not self._manager.reaches_other_processes and not name.startswith(self._manager.asking.process):
             return _say(409, error="that stream is in another process, which SSE_BROKER_URL=memory:// cannot reach")
-        self._manager.kick(name, reconnect=reconnect)
+        self._manager.asking.kick(name, reconnect=reconnect)
         return _say(202)
 
 

@@ -19,19 +19,17 @@ no framework.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
 import os
 import random
-import secrets
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 from .access import CONTROL_KEY, Revocation, Ticket, now, user_name
+from .asking import Asking
 from .brokers.base import Broker, Delivery, broker_from_url
 from .counts import (
     BROKER_GAPS,
@@ -55,13 +53,11 @@ from .counts import (
 from .errors import BrokerError, EventError
 from .event import END_ID, Event, Message, encode_json, retry_block, to_text
 from .intake import Intake
-from .keys import MAX_KEYS, JobKey, Kept, check_key, check_keys, is_job
-from .kicks import Kick, stream_name
+from .keys import MAX_KEYS, REPORT_KEY, JobKey, Kept, check_key, check_keys
 from .leaving import attend, give_up_at_exit
 from .listeners import Listeners
 from .opening import Opening
 from .overflow import Policies
-from .reports import REPORT_KEY, Inquiry, Report
 from .revocations import Revocations
 from .rounds import Rounds
 from .settings import Settings
@@ -136,8 +132,8 @@ class PoolManager:
             self._revocations,
             self._wake_flusher,
             self.counts,
-            self._asked,
-            self._kicked,
+            lambda inquiry: self.asking.asked(inquiry),
+            lambda kick: self.asking.kicked(kick),
         )
         self._opening = Opening(
             self.settings,
@@ -151,10 +147,21 @@ class PoolManager:
             self.counts,
             self._outside,
         )
+        self.asking: Asking = Asking(
+            self.settings,
+            self.lock,
+            self._broker,
+            self._windows,
+            self._rounds,
+            self._intake,
+            self._opening,
+            self.counts,
+            self._outside,
+            self._ending,
+        )
         self._flusher: Flusher | None = None
         self._flusher_lock = Lock(lambda: None)
         self._warned = False
-        self._holder = secrets.token_hex(8)
         self._leases: set[str] = set()
         for call in self.begun:
             call()
@@ -279,7 +286,7 @@ class PoolManager:
         check_key(name, "the name of a lease")
         if not 0.01 <= seconds <= 86_400:
             raise ValueError(f"a lease is for 0.01 to 86400 seconds, not {seconds!r}")
-        held = self._outside(lambda: self._broker.lease(name, self._holder, seconds))
+        held = self._outside(lambda: self._broker.lease(name, self.asking.process, seconds))
         (self._leases.add if held else self._leases.discard)(name)
         if held:
             give_up_at_exit(self)
@@ -289,7 +296,7 @@ class PoolManager:
         """End a lease that this process has before its time. Raises :class:`BrokerError`."""
         if name in self._leases:
             self._leases.discard(name)
-            self._outside(lambda: self._broker.lease(name, self._holder, 0))
+            self._outside(lambda: self._broker.lease(name, self.asking.process, 0))
 
     def hold(self, name: str, holder: str, seconds: float) -> bool:
         """Let ``holder``, who need not be this process, have a lease; with 0 seconds, give it back. See :meth:`lease`.
@@ -527,22 +534,6 @@ class PoolManager:
         name = stream.close_event
         return CloseReason.KICKED, Event("" if name is not None else None, event=name, id=END_ID).encode()
 
-    def kick(self, name: str, *, reconnect: bool = False) -> None:
-        """End the stream with this name, of :class:`.StreamReport`, in whatever process it is; as :meth:`close` does.
-
-        Raises :class:`BrokerError`. Whether there was such a stream is not known here.
-        """
-        self._outside(lambda: self._broker.publish(CONTROL_KEY, Kick(name, reconnect).encode()))
-
-    def _kicked(self, kick: Kick) -> None:
-        """Have the rounds end a stream, if it is here. For the intake, under the lock."""
-
-        def end(stream: Stream) -> tuple[CloseReason, bytes] | None:
-            return self._ending(stream, kick.reconnect) if stream_name(self.process, stream) == kick.stream else None
-
-        if kick.stream.startswith(self.process):
-            self._rounds.search_soon(end)
-
     def _jittered_retry(self, low: float, high: float) -> bytes:
         base = self.settings.retry or 1000
         return retry_block(round(base * random.uniform(low, high)))  # noqa: S311  only spreads
@@ -649,59 +640,6 @@ class PoolManager:
             BROKER_SKIPPED: broker.skipped,
         }
         self.counts.sample(state.items(), [stream.waiting for stream in streams])
-
-    @property
-    def process(self) -> str:
-        """Names this process among all that share a log: at random, so that one that starts anew is another one."""
-        return self._holder
-
-    def report(self, keys: Sequence[str] = ()) -> Report:
-        """Say how this process is, and which streams the ``keys`` have."""
-        with self.lock:
-            streams = list(self._rounds.streams)
-        draining, up = self._rounds.drain.deadline is not None, self._broker.stats().up
-        cells = self.counts.read()
-        return Report.of(streams, cells, process=self.process, draining=draining, broker_up=up, of=keys)
-
-    def gather(self, reports: deque[bytes] | None) -> None:
-        """Put what processes answer to :meth:`ask` into ``reports``, whose bound is the caller's; ``None``: no more.
-
-        Raises :class:`BrokerError`.
-        """
-        self._intake.reports = reports
-        if reports is not None and self._broker.remembers:
-            self._opening.know_the_log()
-            self._outside(lambda: self._broker.cover((REPORT_KEY,), (), None))
-
-    def ask(self, inquiry: Inquiry) -> None:
-        """Ask every process that has had a stream how it is. Raises :class:`BrokerError`."""
-        self._outside(lambda: self._broker.publish(CONTROL_KEY, inquiry.encode()))
-
-    def recent(self, key: str, number: int) -> list[Message]:
-        """Give the latest events of a key, and of what went to all: at most ``number`` of each, oldest first.
-
-        The first call asks the log; those within a minute after another cost nothing outside this process. Raises
-        :class:`BrokerError`.
-        """
-        self._opening.know_the_log()
-        followed = (key,) if is_job(key) else (key, None)
-        with self.lock:
-            wanted = self._windows.incomplete(followed, time.monotonic())
-        if wanted:
-            self._outside(lambda: self._broker.cover(followed, wanted, None))
-        with self.lock:
-            self._intake.take_all()
-            self._windows.touch(key, now := time.monotonic())
-            return self._windows.latest((key,), number, now)
-
-    def _asked(self, inquiry: Inquiry) -> None:
-        current_runtime().spawn(functools.partial(self._answer, inquiry), "sse-report")
-
-    def _answer(self, inquiry: Inquiry) -> None:
-        """Say how this process is to whoever has asked all of them."""
-        body = self.report(inquiry.keys).encode(inquiry.token, self.settings.max_event_bytes)
-        with contextlib.suppress(BrokerError):  # Whoever asked will see that this one is missing.
-            self._outside(lambda: self._broker.publish(REPORT_KEY, body))
 
     def reach_broker(self) -> None:
         """Ask the store for next to nothing. Raises :class:`BrokerError` within ``SSE_BROKER_TIMEOUT``."""

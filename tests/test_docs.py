@@ -586,7 +586,7 @@ def test_the_names_in_redis_are_those_that_the_page_lists(redis: RedisServer) ->
     page["sse"].publish_all("x", idempotency_key="report 7")
     page["sse"].lease("clock", 60)
     page["sse"].revoke(user="ann")
-    page["sse"].manager._answer(Inquiry("who asks how it is"))
+    page["sse"].manager.asking.answer(Inquiry("who asks how it is"))
     table = (ROOT / "docs/redis.rst").read_text(encoding="utf-8").partition("What is in Redis\n")[2]
     listed = set(re.findall(r"^``(\{sse\}:.+?)``", table, re.MULTILINE))
     mark = next(iter(re.findall(r"``(\{sse\}:mark:\w+)``", table)))

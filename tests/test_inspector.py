@@ -378,7 +378,10 @@ def test_a_broker_that_is_away_is_said(made: tuple[Flask, SSE], monkeypatch: pyt
         raise BrokerError("no answer")
 
     monkeypatch.setattr(sse.manager._broker, "publish", fail)
-    for route, given in (("/publish", {"key": "k", "data": "x"}), ("/end", {"stream": sse.manager.process + "-1-2"})):
+    for route, given in (
+        ("/publish", {"key": "k", "data": "x"}),
+        ("/end", {"stream": sse.manager.asking.process + "-1-2"}),
+    ):
         answer = ask(app, route, "POST", json=given)
         assert (answer.status_code, answer.get_json()) == (503, {"error": "no answer"})
 
@@ -529,7 +532,7 @@ def test_a_hostile_event_is_shortened_and_does_not_break_what_is_sent(
 def test_many_keys_are_left_out_and_counted(made: tuple[Flask, SSE]) -> None:
     manager = made[1].manager
     sampler = Sampler(manager)
-    own = manager.report()
+    own = manager.asking.report()
     for number in range(300):  # processes, of a store that somebody else has written to
         keys = tuple(KeyReport(f"{number}-{key}", 1, 0, 0, 0.0, job=False) for key in range(2))
         other = replace(own, process=f"p{number}", keys=keys, more_keys=3)
@@ -550,7 +553,7 @@ def test_rates_survive_a_process_that_begins_anew_and_one_that_is_late(made: tup
         sampler._look((), token, inspecting.deque(report.encode(token) for report in reports))
         return json.loads(sampler._sample)["totals"]
 
-    other = replace(manager.report(), process="other", seconds=10.0, delivered=1000, sent_bytes=5)
+    other = replace(manager.asking.report(), process="other", seconds=10.0, delivered=1000, sent_bytes=5)
     assert look(other)["delivered"] == 0  # nobody knows when it delivered them
     assert look(replace(other, seconds=12.0, delivered=1200))["delivered"] == 100
     assert look()["delivered"] == 100  # late, so as before
@@ -562,7 +565,7 @@ def test_rates_survive_a_process_that_begins_anew_and_one_that_is_late(made: tup
     for known in sampler._known.values():
         known.heard = now - 100
     assert look()["delivered"] == 0
-    assert list(sampler._known) == [manager.process]
+    assert list(sampler._known) == [manager.asking.process]
 
 
 def test_a_look_that_fails_is_not_the_last(
@@ -643,7 +646,9 @@ def test_all_processes_are_asked_and_their_numbers_are_together(url: str) -> Non
 
             streams = page.next("key", all_three)["streams"]
             [name] = [
-                one["name"] for one in streams if one["name"].startswith(f"{house.manager.process}-{id(theirs[0]):x}-")
+                one["name"]
+                for one in streams
+                if one["name"].startswith(f"{house.manager.asking.process}-{id(theirs[0]):x}-")
             ]
             assert ask(app, "/end", "POST", json={"stream": name, "reconnect": True}).status_code == 202
             wait_for(lambda: (house.flush(), theirs[0].closed)[1], "it was told to come back")
@@ -663,14 +668,14 @@ def test_a_broker_that_is_away_is_shown_and_this_process_all_the_same(
     with making(broker_url=f"sqlite:///{tmp_path}/log.db") as (app, sse):
         app.wsgi_app = _from_here(app.wsgi_app)  # type: ignore[method-assign]
         broken = [True]
-        ask_them = sse.manager.ask
+        ask_them = sse.manager.asking.ask
 
         def fail(inquiry: Inquiry) -> None:
             if broken[0]:
                 raise BrokerError("the disk is full")
             ask_them(inquiry)
 
-        monkeypatch.setattr(sse.manager, "ask", fail)
+        monkeypatch.setattr(sse.manager.asking, "ask", fail)
         with Reader(sse_client(app)) as page:
             found = page.next("sample")
             assert found["trouble"] == "the disk is full"

@@ -29,6 +29,7 @@ LAYERS: list[set[str]] = [
     {"revocations", "reports"},
     {"intake", "leaving", "stats"},
     {"opening"},
+    {"asking"},
     {"pools"},
     {"progress"},
     {"transports.iterator", "transports.gevent", "transports.servers", "transports.threads"},

@@ -117,12 +117,12 @@ def test_one_stream_is_ended_by_its_name_and_no_other_for_good_or_to_come_back()
     for stream in streams:
         house.take(stream)
     manager = house.manager
-    for name in ("", "x", manager.process, stream_name("another", streams[0]), "x" * 90):
-        manager.kick(name)
+    for name in ("", "x", manager.asking.process, stream_name("another", streams[0]), "x" * 90):
+        manager.asking.kick(name)
     house.flush()
     assert not any(stream.closed for stream in streams)
-    manager.kick(stream_name(manager.process, streams[0]))
-    manager.kick(stream_name(manager.process, streams[1]), reconnect=True)
+    manager.asking.kick(stream_name(manager.asking.process, streams[0]))
+    manager.asking.kick(stream_name(manager.asking.process, streams[1]), reconnect=True)
     house.flush()
     assert [stream.reason for stream in streams] == [CloseReason.KICKED, CloseReason.ROTATED, None]
     assert b"id: end\n" in house.take(streams[0])
