@@ -6,7 +6,7 @@ PYTHON ?= python3
 PORT ?= 5000
 PYTEST_ARGS ?=
 # Test processes. Most tests wait for servers, so there may be more than processors.
-JOBS ?= 3
+JOBS ?= 4
 # --peers compares with other libraries' servers too. The endurance takes ten minutes for each server by itself.
 BENCH_ARGS ?=
 ENDURANCE_ARGS ?=
@@ -43,7 +43,7 @@ demo: $(VENV)/.with-demo  ## the demo, on http://127.0.0.1:5000 unless PORT says
 test: test-programs $(VENV)/.with-tests  ## the whole test suite, and again under gevent's monkey patching
 	@$(BIN)/python -m gevent.monkey --module pytest $(PYTEST_ARGS) -m "not live and not browser" \
 		> $(VENV)/patched.log 2>&1 & patched=$$!; \
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS); plain=$$?; \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS); plain=$$?; \
 	wait $$patched; patched=$$?; \
 	echo; echo "Under gevent's monkey patching:"; cat $(VENV)/patched.log; \
 	[ $$plain -eq 0 ] && { [ $$patched -eq 0 ] || [ $$patched -eq 5 ]; }

@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import inspect
 import json
+import logging
 import os
 import re
 import subprocess
@@ -112,6 +113,7 @@ def nothing_is_patched_and_nothing_is_left_running(
     monkeypatch.setattr("gevent.monkey.patch_all", lambda: None)
     # Or every application of Celery's that is made from now on would have the tasks of these pages.
     monkeypatch.setattr("celery._state._on_app_finalizers", set(_on_app_finalizers))
+    levels = {name: logging.getLogger(name).level for name in ("flask_sse_stream", "werkzeug")}
     made = []
     begin = PoolManager.__init__
 
@@ -137,6 +139,8 @@ def nothing_is_patched_and_nothing_is_left_running(
     yield
     for manager in made:
         shut_down(manager)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
     redis.cli("FLUSHALL")
 
 

@@ -194,7 +194,7 @@ def test_across_a_rolling_restart_of_four_workers_no_client_misses_anything_or_s
 CLIENTS, EVENTS, KILLS = 200, 5000, 20
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize(("log", "workers"), [("sqlite", 4), ("redis", 2)], indirect=["log"])
 def test_of_5000_events_200_clients_have_each_once_in_order_while_workers_are_killed_and_connections_cut(
     serve: Serve, crowd: Crowd, log: Log, workers: int
 ) -> None:
