@@ -15,7 +15,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Any, ClassVar, Final
 
@@ -70,6 +70,8 @@ class Producer:
         for how many seconds it goes on while nobody reads; ``None``: to its end.
     ``read``
         the monotonic time when somebody read the job last.
+    ``ending``
+        how many are about to end the job here.
     ``over``
         how the job ended, once that is known here.
     """
@@ -83,6 +85,7 @@ class Producer:
         self.seconds = seconds
         self.renewed: float = time.monotonic()
         self.sent = 0
+        self.ending = 0
         self.over: JobState | None = None
         self.task: Task | None = None
 
@@ -132,6 +135,20 @@ class Keeper:
         if manager is not None:
             give_up_at_exit(manager)
         self.watch()
+
+    @contextlib.contextmanager
+    def ending(self, producer: Producer | None) -> Iterator[None]:
+        """Leave a producer alone while somebody here ends its job."""
+        if producer is None:
+            yield
+            return
+        with self._lock:
+            producer.ending += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                producer.ending -= 1
 
     def let_go(self, producer: Producer, state: JobState) -> None:
         """Tell a producer that its job is over, and give its lease back."""
@@ -209,7 +226,9 @@ class Keeper:
 
     def _renew(self, manager: PoolManager, producer: Producer) -> None:
         if is_over(manager, producer.id):
-            self.let_go(producer, JobState.CANCELLED)
+            # Whoever ends it here is in the midst of saying so, and lets it go himself.
+            if not producer.ending and producer.over is None:
+                self.let_go(producer, JobState.CANCELLED)
             return
         now = time.monotonic()
         if producer.unread is not None:
@@ -272,12 +291,13 @@ def end_job(manager: PoolManager, id: str, state: JobState, data: Any) -> bool:
     token, lease = secrets.token_hex(8), _end_lease(id)
     keeper = Keeper.of(manager)
     producer = keeper.producer(id)
-    first = manager.hold(lease, token, SAY_SECONDS)
-    if first:
-        manager.publish(JobKey.of(id), event)
-        manager.hold(lease, token, manager.settings.job_ttl)
-    if producer is not None:
-        keeper.let_go(producer, state if first else JobState.CANCELLED)
+    with keeper.ending(producer):
+        first = manager.hold(lease, token, SAY_SECONDS)
+        if first:
+            manager.publish(JobKey.of(id), event)
+            manager.hold(lease, token, manager.settings.job_ttl)
+        if producer is not None:
+            keeper.let_go(producer, state if first else JobState.CANCELLED)
     return first
 
 

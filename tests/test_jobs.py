@@ -322,6 +322,34 @@ def test_a_producer_that_dies_without_a_word_fails_its_job_where_it_is_read(capl
     assert "'work' has failed: its producer was not heard of" in caplog.text
 
 
+def test_a_job_that_its_process_looks_at_while_it_is_ended_is_not_taken_for_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = room()
+    publish = house.manager.publish
+
+    def look_and_publish(*arguments: object, **options: object) -> str:
+        Keeper.of(house.manager)._tick()
+        return publish(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(house.manager, "publish", look_and_publish)
+    assert job(house).run(["a row"])
+    assert told(house) == [(None, "a row"), ("done", "")]
+
+    begun, going_on = threading.Event(), threading.Event()
+
+    def work(_: Job) -> None:
+        begun.set()
+        going_on.wait(20)
+
+    assert job(house, "another").start(work)
+    begun.wait(20)
+    assert job(house, "another").cancel()
+    going_on.set()
+    assert told(house, "another") == [("cancelled", "")]
+    house.manager.shutdown()
+
+
 def test_a_producer_that_lives_keeps_its_job_however_long_it_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     monkeypatch.setattr("flask_sse_stream.keeper.time", clock)
