@@ -41,7 +41,7 @@ demo: $(VENV)/.with-demo  ## the demo, on http://127.0.0.1:5000 unless PORT says
 # servers most of its time, so it runs beside the first one, and is shown when that is done. Its -m comes last, so
 # that PYTEST_ARGS cannot let a browser in; 5 is pytest's "nothing left to run" when PYTEST_ARGS chose live tests alone.
 test: test-programs $(VENV)/.with-tests  ## the whole test suite, and again under gevent's monkey patching
-	@$(BIN)/python -m gevent.monkey --module pytest $(PYTEST_ARGS) -m "not live and not browser" \
+	@$(BIN)/python -m gevent.monkey --module pytest $(PYTEST_ARGS) -m "not live and not browser and not elsewhere" \
 		> $(VENV)/patched.log 2>&1 & patched=$$!; \
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS); plain=$$?; \
 	wait $$patched; patched=$$?; \

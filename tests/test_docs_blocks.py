@@ -21,6 +21,8 @@ from flask_sse_stream import Settings
 from flask_sse_stream.cli import main, sse
 from flask_sse_stream.metrics import NAMES
 
+pytestmark = pytest.mark.elsewhere
+
 ALL: Final = [*PAGES, "examples/README.md"]
 
 WALKED: Final = {

@@ -16,6 +16,8 @@ from support import ROOT
 
 from flask_sse_stream import Publisher
 
+pytestmark = pytest.mark.elsewhere
+
 
 def run(script: str) -> tuple[int, str]:
     """Run code in a process of its own; give how it ended and what it printed."""

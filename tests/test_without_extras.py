@@ -21,6 +21,8 @@ import pytest
 from support import ROOT, Server, entry_points, free_port, python
 from try_package import OPTIONAL
 
+pytestmark = pytest.mark.elsewhere
+
 LONG = 60.0
 REDIS = "needs redis-py: install it with: pip install 'flask-sse-stream[redis]'"
 GUNICORN = (
