@@ -127,7 +127,7 @@ AT_ONCE = {"gevent": 40, "threads": 20}
 
 
 @pytest.mark.parametrize(
-    ("log", "pool"), list(zip(("sqlite", "redis", "redis", "sqlite"), CELERY_POOLS, strict=True)), indirect=["log"]
+    ("url", "pool"), list(zip(("sqlite", "redis", "redis", "sqlite"), CELERY_POOLS, strict=True)), indirect=["url"]
 )
 def test_celery_tasks_that_run_at_once_share_what_was_published_with_before_the_fork(
     pool: str, worker: StartWorker, redis: RedisServer, url: str, key: str, heard: Listener
