@@ -189,23 +189,21 @@ def test_a_stream_that_is_silent_gets_heartbeats(server: LiveServer, key: str) -
 
 
 def test_a_stream_that_has_something_to_say_gets_no_heartbeats(server: LiveServer, key: str) -> None:
-    for _ in range(5):
-        with server.raw() as client:
-            client.request(f"/stream?connectKey={key}").read_until(b": open\n\n")
-            began = before = time.monotonic()
-            longest = 0.0
-            number = 0
-            while before < began + 4 * PING:
-                server.publish(key, f"number {number}")
-                client.read_until(b"data: number %d\n\n" % number)
-                number += 1
-                now = time.monotonic()
-                longest, before = max(longest, now - before), now
-                time.sleep(PING / 8)  # A pace at which a heartbeat could come in between.
-            if longest < PING / 2:  # Else the machine was so busy that there was silence.
-                assert b": ping" not in client.received
-                return
-    raise AssertionError(f"this machine had no time to publish twice within {PING} s")
+    with server.raw() as client:
+        client.request(f"/stream?connectKey={key}").read_until(b": open\n\n")
+        number, start, deadline = 0, len(client.received), time.monotonic() + 60
+        began = before = time.monotonic()
+        while before < began + 3 * PING:
+            assert before < deadline, f"this machine had no time to publish every {PING / 2} s"
+            server.publish(key, f"number {number}")
+            client.read_until(b"data: number %d\n\n" % number)
+            number += 1
+            now = time.monotonic()
+            if now - before > PING / 2:  # The machine was so busy that there may have been silence.
+                began, start = now, len(client.received)
+            before = now
+            time.sleep(PING / 8)  # A pace at which a heartbeat could come in between.
+        assert b": ping" not in client.received[start:]
 
 
 def test_heartbeats_go_on_while_a_generator_thinks(server: LiveServer, key: str) -> None:
