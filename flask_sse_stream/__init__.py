@@ -17,7 +17,7 @@ The way of an event, and where each part of it lives:
   once it is committed.
 * ``counts``, ``reports``, ``asking``, ``metrics``, ``health``: what a process counts, and says of itself when asked.
 * ``inspector``, ``inspecting``, ``kicks``: the page that shows it, live, and ends streams.
-* ``cli``, ``serving``, ``tailing``, ``doctor``, ``bench``: the commands.
+* ``cli``, ``serving``, ``tailing``, ``hearing``, ``doctor``, ``bench``: the commands.
 * ``settings``, ``errors``: what can be set, and what can go wrong.
 * ``testing``: what tests of applications, brokers and transports stand on.
 * ``compat``: the interfaces of other packages, for those who come over.

@@ -12,13 +12,11 @@ import os
 import secrets
 import socket
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, NamedTuple
 
 from .access import CONTROL_KEY
-from .brokers.base import Delivery, broker_from_url
 from .counts import (
     BYTES,
     CLOSED,
@@ -33,11 +31,11 @@ from .counts import (
     RESETS,
 )
 from .event import Event, Message
+from .hearing import Hearing
 from .keys import REPORT_KEY, is_job, shown
 from .kicks import stream_name
 from .settings import Settings
 from .stream import Stream
-from .transports.base import current_runtime
 
 __all__ = ["MAX_ASKED", "REPORT_KEY", "Inquiry", "KeyReport", "Listened", "Report", "StreamReport", "inquire"]
 
@@ -288,29 +286,17 @@ def inquire(settings: Settings, seconds: float) -> list[Report]:
 
     Raises :class:`~flask_sse_stream.BrokerError`.
     """
-    runtime = current_runtime()
-    waiter = runtime.waiter()
-    inbox: deque[Delivery] = deque()
-
-    def deliver(delivery: Delivery) -> None:
-        inbox.append(delivery)
-        waiter.wake()
-
-    broker = broker_from_url(settings)
-    broker.start(deliver)
     token = secrets.token_hex(8)
     reports: dict[str, Report] = {}
-    try:
-        runtime.outside(lambda: broker.cover([REPORT_KEY], [], None))
-        runtime.outside(lambda: broker.publish(CONTROL_KEY, Inquiry(token).encode()))
+    with Hearing(settings) as hearing:
+        broker = hearing.broker
+        hearing.outside(lambda: broker.cover([REPORT_KEY], [], None))
+        hearing.outside(lambda: broker.publish(CONTROL_KEY, Inquiry(token).encode()))
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            waiter.wait(left)
-            while inbox:
-                item = inbox.popleft()
+            hearing.wait(left)
+            for item in hearing.take():
                 report = Report.decode(item.frame, token) if isinstance(item, Message) else None
                 if report is not None:
                     reports[report.process] = report
-    finally:
-        runtime.outside(broker.close)
     return sorted(reports.values(), key=lambda report: (report.host, report.pid))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from .brokers.base import Delivery, Gap, History, Life, broker_from_url
+from .brokers.base import Gap, History, Life
 from .errors import BrokerError
 from .event import Event, EventDecoder, Message
+from .hearing import Hearing
 from .reading import Request, ResponseError, Streaming
 from .settings import Settings
-from .transports.base import current_runtime
 
 __all__ = ["Line", "follow_broker", "follow_url"]
 
@@ -34,27 +33,17 @@ def follow_broker(settings: Settings, keys: Sequence[str], last: int) -> Iterato
 
     Raises :class:`~flask_sse_stream.BrokerError`.
     """
-    runtime = current_runtime()
-    waiter = runtime.waiter()
-    inbox: deque[Delivery] = deque()
-
-    def deliver(delivery: Delivery) -> None:
-        inbox.append(delivery)
-        waiter.wake()
-
-    broker = broker_from_url(settings)
-    broker.start(deliver)
-    try:
-        listened = [*keys, None]
-        position = runtime.outside(lambda: broker.cover(listened, listened if last else [], None))
-        history = [message for item in _drain(inbox) if isinstance(item, History) for message in item.messages]
+    with Hearing(settings) as hearing:
+        broker, listened = hearing.broker, [*keys, None]
+        position = hearing.outside(lambda: broker.cover(listened, listened if last else [], None))
+        history = [message for item in hearing.take() if isinstance(item, History) for message in item.messages]
         for message in sorted(history, key=lambda message: message.seq)[-last:] if last else []:
             yield _line(message)
         seen, epoch = position.head, position.epoch
         complaint = ""
         while True:
-            waiter.wait(_TICK)
-            for item in _drain(inbox):
+            hearing.wait(_TICK)
+            for item in hearing.take():
                 if isinstance(item, Message):
                     if item.epoch != epoch:
                         seen, epoch = 0, item.epoch
@@ -71,13 +60,6 @@ def follow_broker(settings: Settings, keys: Sequence[str], last: int) -> Iterato
                 complaint = error
                 yield Line(notice=f"waiting for the broker: {error}" if error else "the broker is back")
             yield Line()
-    finally:
-        runtime.outside(broker.close)
-
-
-def _drain(inbox: deque[Delivery]) -> Iterator[Delivery]:
-    while inbox:
-        yield inbox.popleft()
 
 
 def _line(message: Message) -> Line:

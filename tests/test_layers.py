@@ -26,6 +26,7 @@ LAYERS: list[set[str]] = [
     {"brokers.redis"},
     {"draining", "kicks"},
     {"rounds", "listeners"},
+    {"hearing"},
     {"revocations", "reports"},
     {"intake", "leaving", "stats"},
     {"opening"},

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -160,15 +159,13 @@ def test_what_a_process_holds_is_given_up_however_it_ends_unless_it_is_killed(
 def test_a_store_that_hangs_does_not_keep_a_process_that_is_told_to_stop(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "redis") as server:
         script = f"""
-        sse = SSE(Flask("app"), broker_url={server.url!r}, broker_timeout=60)
-        assert sse.lease("clock", 60)
+        sse = SSE(Flask("app"), broker_url={server.url!r}, broker_timeout=600)
+        assert sse.lease("clock", 600)
         os.kill({server.pid}, signal.SIGSTOP)
         os.kill(os.getpid(), 15)
         time.sleep(30)
         """
-        begun = time.monotonic()
-        assert run(APP + textwrap.dedent(script))[0] == -signal.SIGTERM
-        assert time.monotonic() - begun < 30
+        assert run(APP + textwrap.dedent(script))[0] == -signal.SIGTERM  # and not its own end, or that of our patience
         server.resume()
 
 

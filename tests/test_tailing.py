@@ -52,7 +52,7 @@ def shown(lines: Any) -> list[Any]:
 
 def test_the_latest_of_the_history_and_then_each_event_once(monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log()
-    monkeypatch.setattr("flask_sse_stream.tailing.broker_from_url", lambda settings: log)
+    monkeypatch.setattr("flask_sse_stream.hearing.broker_from_url", lambda settings: log)
     monkeypatch.setattr("flask_sse_stream.tailing._TICK", 0.02)
     lines = follow_broker(Settings(), ["k"], 2)
     assert shown(lines) == [(None, "2", "e-2"), ("k", "3", "e-3")]
